@@ -7,12 +7,14 @@ use std::collections::HashMap;
 use std::fs;
 use std::process::Command;
 use std::rc::Rc;
+use std::time::Duration;
 
 use common::Folder;
 use coralio::context::AioContext;
 use coralio::coroutine::Coroutine;
+use coralio::simulate::{Faults, Latency, Simulation};
 use coralio::sync::CoMutex;
-use coralio::trace::{Event, Frame, Recording, Replay, Span, Trace};
+use coralio::trace::{Event, Frame, Recording, Replay, RequestState, Span, Trace};
 use coralio::{File, RuntimeBuilder};
 use serde_json::Value;
 
@@ -53,6 +55,11 @@ fn number(event: &Value, key: &str) -> u64 {
     event[key].as_u64().unwrap_or_else(|| panic!("no {key} in {event}"))
 }
 
+/// Returns the timestamp of an event in nanoseconds; the format's unit is a microsecond.
+fn ts(event: &Value) -> u64 {
+    (event["ts"].as_f64().unwrap_or_else(|| panic!("no ts in {event}")) * 1000.0).round() as u64
+}
+
 fn phase(event: &Value) -> &str {
     event["ph"].as_str().unwrap()
 }
@@ -65,7 +72,7 @@ fn look_at(json: &str) -> Vec<Value> {
     let (mut begun, mut flows) = (HashMap::new(), HashMap::new());
     let mut ended = 0;
     for event in &events {
-        let (at, lane) = (number(event, "ts"), number(event, "tid"));
+        let (at, lane) = (ts(event), number(event, "tid"));
         let name = event["name"].as_str().unwrap().to_string();
         match phase(event) {
             "B" => {
@@ -113,6 +120,40 @@ fn perfetto_file_is_well_formed() {
     }
     let names: Vec<_> = events.iter().filter(|event| event["name"] == "thread_name").collect();
     assert!(names.iter().any(|event| event["args"]["name"] == NAME), "{names:?}");
+}
+
+#[test]
+fn perfetto_file_has_the_times_of_the_events() {
+    // X14: in nanoseconds, in order; a simulated run gives the same file each time, with virtual
+    // times
+    let recording = traced(10_000, None);
+    let events = look_at(&recording.perfetto());
+    let created: Vec<_> =
+        recording.records.iter().filter(|record| matches!(record.event, Event::Create(_))).map(|r| r.time).collect();
+    let drawn: Vec<_> = events.iter().filter(|event| event["name"].as_str().unwrap().starts_with("creates ")).collect();
+    assert_eq!(drawn.len(), created.len());
+    for (event, time) in drawn.into_iter().zip(created) {
+        // Events with equal times are drawn 1 ns apart.
+        let late = u128::from(ts(event)) - time.as_nanos();
+        assert!(late < recording.records.len() as u128, "{event} is drawn {late} ns late");
+    }
+
+    let simulated = || {
+        let trace = Trace::new(10_000);
+        let latency = Latency::fixed(Duration::from_millis(8));
+        Simulation::new()
+            .latency(latency)
+            .faults(Faults::none())
+            .trace(&trace)
+            .run(0..1, |sim| sim.create("file", 4096).read_at(&mut [0; 4096], 0).map(|_| ()));
+        trace.recording().perfetto()
+    };
+    let file = simulated();
+    assert_eq!(file, simulated());
+    let events = look_at(&file);
+    let at = |which| ts(events.iter().find(|event| phase(event) == which).unwrap());
+    let taken = at("e") - at("b");
+    assert!((7_990_000..8_010_000).contains(&taken), "a read of 8 ms took {taken} ns");
 }
 
 #[test]
@@ -187,15 +228,14 @@ fn nested_iteration_is_on_the_polling_coroutines_stack() {
     let text = recording.text();
     let lane = text.lines().find(|line| line.contains("'P'")).unwrap();
     let column = lane[..lane.find("'P'").unwrap()].chars().count();
-    let nested = |line: &&str| line.ends_with(" round of the loop") && line.chars().nth(column) == Some('\u{25cf}');
+    let nested = |line: &&str| line.ends_with(" iteration") && line.chars().nth(column) == Some('\u{25cf}');
     assert_eq!(text.lines().filter(nested).count(), 1, "{text}");
 
     let page = data(&recording.html());
     let numbers = |list: &Value| list.as_array().unwrap().iter().map(|n| n.as_i64().unwrap()).collect::<Vec<_>>();
     let row = page["rows"].as_array().unwrap().iter().position(|row| row["label"] == "'P'").unwrap();
     let events = numbers(&page["events"]);
-    let is_nested =
-        |event: &&[i64]| page["strings"][event[4] as usize] == "round of the loop" && event[2] == row as i64;
+    let is_nested = |event: &&[i64]| page["strings"][event[4] as usize] == "iteration" && event[2] == row as i64;
     assert_eq!(events.chunks(7).filter(is_nested).count(), 1);
     let bars = numbers(&page["rows"][row]["levels"][0]);
     let states: Vec<_> = bars.chunks(6).map(|bar| bar[2]).collect();
@@ -232,7 +272,7 @@ console.error = (...words) => wrong.push(words.join(' '));
 </script>";
 
 /// Runs after the page's script and acts as a reader. `AT` is an event, given by its position in
-/// the log.
+/// the log, and `COROUTINE` a name to look for.
 const READER: &str = "<script>
 const $ = (id) => document.getElementById(id), seen = {};
 const key = (key) => document.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }));
@@ -256,6 +296,21 @@ slide(AT); seen.slid = $('number').textContent;
 const x = middle(); key('ArrowLeft'); seen.away = here();
 $('lanes').dispatchEvent(new MouseEvent('click', { clientX: x, clientY: $('lanes').getBoundingClientRect().top + 9, bubbles: true }));
 seen.clicked = here(); seen.words = $('words').textContent; seen.chain = $('chain').textContent;
+key('/'); seen.ready = document.activeElement === $('find');
+const press = (key, shiftKey) => $('find').dispatchEvent(new KeyboardEvent('keydown', { key, shiftKey, bubbles: true }));
+const find = (words, back) => {
+  $('find').value = words; $('find').dispatchEvent(new Event('input')); press('Enter', back);
+  return $('words').textContent;
+};
+seen.coroutine = [find('COROUTINE'), find('COROUTINE')];
+seen.named = [...document.querySelectorAll('#lanes .name title')].some((title) => title.textContent === 'COROUTINE');
+seen.request = [find('request 1'), find('request 1'), find('request 1', true)];
+seen.hits = $('found').textContent;
+seen.suggested = [...$('names').options].map((option) => option.value);
+const before = here(); find('nothing like it'); seen.unfound = [here() - before, $('found').textContent];
+const last = scheme(); press('t'); press('Escape');
+seen.left = [last === scheme(), document.activeElement === $('find')];
+seen.busy = $('space').offsetHeight; $('idle').click(); seen.tall = $('space').offsetHeight;
 key('v'); seen.violation = $('words').textContent; seen.alarm = $('alarm').textContent;
 seen.overflow = document.documentElement.scrollWidth - innerWidth; seen.wide = innerWidth;
 seen.drawn = $('lanes').querySelectorAll('*').length;
@@ -269,9 +324,9 @@ const WINDOW: &str = "<!DOCTYPE html><pre id='seen'></pre>
 <script>addEventListener('message', (event) => document.getElementById('seen').textContent = event.data);</script>
 <iframe src='page.html' style='border:0; width:WIDEpx; height:740px'></iframe>";
 
-/// Returns the observations of a reader of the page, in a window `wide` pixels wide, or `None`
-/// without a browser.
-fn read(page: &str, at: usize, wide: u32, folder: &Folder) -> Option<Value> {
+/// Returns the observations of a reader of the page after a search for the coroutine `name`, in a window
+/// `wide` pixels wide, or `None` without a browser.
+fn read(page: &str, at: usize, name: &str, wide: u32, folder: &Folder) -> Option<Value> {
     let browser = ["chromium", "chromium-browser", "google-chrome"]
         .into_iter()
         .find(|name| Command::new(name).arg("--version").output().is_ok_and(|output| output.status.success()));
@@ -281,7 +336,8 @@ fn read(page: &str, at: usize, wide: u32, folder: &Folder) -> Option<Value> {
     };
     let page = page.replacen("<style>", &format!("{TRAP}<style>"), 1);
     let (before, after) = page.rsplit_once("</body>").unwrap();
-    fs::write(folder.0.join("page.html"), format!("{before}{}{after}", READER.replace("AT", &at.to_string()))).unwrap();
+    let reader = READER.replace("AT", &at.to_string()).replace("COROUTINE", &name.replace('\'', "\\'"));
+    fs::write(folder.0.join("page.html"), format!("{before}{reader}{after}")).unwrap();
     let window = folder.0.join("window.html");
     fs::write(&window, WINDOW.replace("WIDE", &wide.to_string())).unwrap();
     let output = Command::new(browser)
@@ -316,13 +372,14 @@ fn chain(recording: &Recording, at: usize) -> String {
 
 #[test]
 fn browser_shows_the_page() {
-    // C4: the page loads without errors, keys and slider work, and a click shows the stack
+    // C4, X14: the page loads without errors, keys and slider work, a click shows the stack, and a
+    // search leads to coroutines and requests
     let folder = Folder::new("browser");
     let recording = traced(10_000, Some(NAME));
     let is_reentered = |event: &Event| matches!(event, Event::Enter { lane, .. } if recording.name(*lane) == NAME);
     let at = recording.records.iter().rposition(|record| is_reentered(&record.event)).unwrap();
     for wide in [1280, 360] {
-        let Some(seen) = read(&recording.html(), at, wide, &folder) else { return };
+        let Some(seen) = read(&recording.html(), at, "'B'", wide, &folder) else { return };
         assert_eq!(seen["wide"], wide);
         everything_works(&recording, at, &seen);
     }
@@ -341,6 +398,17 @@ fn everything_works(recording: &Recording, at: usize, seen: &Value) {
     assert_eq!(seen["chain"], chain(recording, at));
     assert_eq!(seen["violation"], format!("VIOLATION: {NAME}"));
     assert!(seen["alarm"].as_str().unwrap().contains(NAME));
+    assert_eq!((&seen["ready"], &seen["named"]), (&true.into(), &true.into()), "{seen}");
+    assert_eq!(seen["coroutine"], serde_json::json!(["creates 'B'", "enters 'B'"]));
+    let pending = "request 1: pending";
+    assert_eq!(seen["request"], serde_json::json!([pending, "request 1: in flight", pending]));
+    assert_eq!(seen["hits"], "1 of 3", "and none of request 10");
+    assert_eq!(seen["suggested"][0], "request 1");
+    assert_eq!(seen["suggested"].as_array().unwrap().len(), 11, "request 1, and 10 to 19");
+    assert_eq!(
+        (&seen["unfound"], &seen["left"]),
+        (&serde_json::json!([0, "not found"]), &serde_json::json!([true, false]))
+    );
     let violation = recording.records.iter().find(|record| matches!(record.event, Event::Violation(_))).unwrap();
     opens_at(violation.number, seen);
     assert!(seen["overflow"].as_i64().unwrap() <= 0, "wider than its window: {seen}");
@@ -362,15 +430,27 @@ fn browser_opens_a_failed_run_at_its_end() {
     let hidden = data(&page)["hidden"].as_array().unwrap().clone();
     let last = (0..recording.records.len()).rfind(|at| !hidden.contains(&(*at).into())).unwrap();
     for wide in [1280, 360] {
-        let Some(seen) = read(&page, 1, wide, &folder) else { return };
+        let Some(seen) = read(&page, 1, "'B'", wide, &folder) else { return };
         assert_eq!(seen["alarm"], format!("\u{2715} fails: {what}"));
         opens_at(recording.records[last].number, &seen);
     }
 }
 
 #[test]
+fn browser_opens_at_the_first_request_in_flight() {
+    // X14: where no rule was broken and the run did not fail
+    let folder = Folder::new("first");
+    let recording = traced(10_000, None);
+    let is_submit = |event: &Event| matches!(event, Event::Request { state: RequestState::InFlight, .. });
+    let first = recording.records.iter().find(|record| is_submit(&record.event)).unwrap();
+    let Some(seen) = read(&recording.html(), 1, "'B'", 1280, &folder) else { return };
+    opens_at(first.number, &seen);
+}
+
+#[test]
 fn browser_draws_only_the_visible_part() {
-    // A hundred thousand events are drawn one window at a time
+    // X14: a hundred thousand events are drawn one window at a time, without the coroutines that do
+    // not run meanwhile
     let folder = Folder::new("long");
     let trace = Trace::new(100_000);
     let run = || {
@@ -381,7 +461,10 @@ fn browser_draws_only_the_visible_part() {
     RuntimeBuilder::new().trace(&trace).run(run).unwrap();
     let recording = trace.recording();
     assert_eq!(recording.records.len(), 100_000);
-    let Some(seen) = read(&recording.html(), 50_000, 1280, &folder) else { return };
+    let Some(seen) = read(&recording.html(), 50_000, "#50", 1280, &folder) else { return };
     assert_eq!((&seen["wrong"], &seen["clicked"]), (&serde_json::json!([]), &50_000.into()), "{seen}");
     assert!(seen["drawn"].as_u64().unwrap() < 3000, "{seen}");
+    assert_eq!((&seen["coroutine"][0], &seen["named"]), (&"enters #50".into(), &true.into()), "{seen}");
+    let height = |which: &str| seen[which].as_u64().unwrap();
+    assert!(height("busy") * 2 < height("tall"), "lanes in which nothing runs are not hidden: {seen}");
 }

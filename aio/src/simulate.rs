@@ -58,8 +58,8 @@
 //! ```text
 //! seed 3 fails (run 4, fingerprint 54f1c8ee20d6b0a7): called `Option::unwrap()` on a `None` value
 //! shrunk tape with 2 choices other than 0: 0*3,1,0*2,1
-//! run it again: CORALIO_SIM_TAPE='0*3,1,0*2,1' cargo test the_log_survives
-//!           or: CORALIO_SIM_SEED=3 cargo test the_log_survives
+//! reproduce: CORALIO_SIM_TAPE='0*3,1,0*2,1' cargo test the_log_survives -- --exact
+//!        or: CORALIO_SIM_SEED=3 cargo test the_log_survives -- --exact
 //! ```
 //!
 //! With either variable set, [`simulate`] makes only that run.

@@ -1,8 +1,8 @@
 //! Lesson 3. The loop and its bottom halves.
 //!
 //! Nothing runs by itself. The *loop* is a function, `poll`, that the program calls; each call runs
-//! at least one *iteration* (in pictures: "round of the loop"). A *bottom half* is a callback for
-//! later. It does not run within the call that schedules it, but when the loop comes to it.
+//! at least one *iteration*. A *bottom half* is a callback for later. It does not run within the call
+//! that schedules it, but when the loop comes to it.
 //!
 //! Puzzle: three times a letter is put into a box, and the postman is scheduled: a bottom half that
 //! takes one letter. Then the loop runs one iteration. How many letters are left?

@@ -12,7 +12,7 @@ const EVENTS: usize = 100_000;
 
 #[derive(Args, Clone, Debug, Default)]
 pub struct TraceOption {
-    /// Write a trace to FILE: a web page (.html), Perfetto (.json), or text (.txt)
+    /// Write a trace to FILE: a web page (.html), Perfetto with times (.json), or text (.txt)
     #[arg(id = "trace", long = "trace", value_name = "FILE", value_parser = path)]
     pub file: Option<PathBuf>,
 }

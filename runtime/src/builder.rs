@@ -135,7 +135,8 @@ impl ContextBuilder {
     #[track_caller]
     pub fn run<R>(self, f: impl FnOnce(&AioContext) -> R) -> io::Result<R> {
         fork::refuse_in_child("running a context");
-        let context = AioContext { shared: SharedContext::new(self.clock, self.trace.as_ref().map(Trace::tracer))? };
+        let tracer = self.trace.as_ref().map(|trace| trace.tracer(&self.clock));
+        let context = AioContext { shared: SharedContext::new(self.clock, tracer)? };
         context.set_busy_poll_max(self.busy_poll_max);
         let _counted = RegistryGuard::new(&context);
         let heartbeat = self.report_stalls_after.map(|_| Arc::<Heartbeat>::default());

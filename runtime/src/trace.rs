@@ -9,8 +9,10 @@
 //!     .text() .html() .perfetto()  renders it; .write(path) writes one rendering to a file
 //! ```
 //!
-//! Memory is bounded: a ring keeps the most recent events. Events carry numbers instead of times,
-//! so that two identical runs have identical logs.
+//! Memory is bounded: a ring keeps the most recent events. Text and page show the events' numbers,
+//! so that two identical runs give identical pictures. Their times are in the JSON for Perfetto and
+//! in [`Record::time`]; under a [virtual clock](crate::VirtualClock) these too are the same in each
+//! run.
 //!
 //! Control transfers nest on each thread like brackets: *enter* opens, *yield* and *end* close, and
 //! a [`Span`] opens and closes. [`Replay`] therefore reconstructs the stack at any event from the

@@ -3,9 +3,10 @@
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use coralio_runtime::trace::{Event, Frame, Recording, Replay, RequestState, Span, TextOptions, Trace, Wake};
-use coralio_runtime::{AioContext, Coroutine, spawn, suspend};
+use coralio_runtime::{AioContext, Coroutine, VirtualClock, sleep, spawn, suspend};
 
 fn named(name: &'static str, f: impl FnOnce() + 'static) -> Coroutine {
     Coroutine::builder().name(name).create(f).unwrap()
@@ -168,4 +169,57 @@ fn engine_events_are_rendered_whatever_their_values() {
     let text = recording.text_with(TextOptions::everything());
     assert!(text.contains("done, errno 9223372036854775808") && text.contains("refused, errno"), "{text}");
     assert!(!recording.html().is_empty() && !recording.perfetto().is_empty());
+}
+
+/// Returns the times of the marks.
+fn mark_times(recording: &Recording) -> Vec<Duration> {
+    recording.records.iter().filter(|record| matches!(record.event, Event::Mark(_))).map(|record| record.time).collect()
+}
+
+#[test]
+fn events_have_the_time_of_the_monotonic_clock() {
+    // X14: the time between two events is the time that has passed
+    let (mut within, mut around) = (Duration::ZERO, Duration::ZERO);
+    let recording = traced(|context| {
+        let tracer = context.tracer().unwrap();
+        let outer = Instant::now();
+        tracer.mark("begin");
+        let inner = Instant::now();
+        while inner.elapsed() < Duration::from_micros(50) {}
+        within = inner.elapsed();
+        tracer.mark("end");
+        around = outer.elapsed();
+    });
+    let times = mark_times(&recording);
+    assert!((within..=around).contains(&(times[1] - times[0])), "{times:?}: {within:?} to {around:?}");
+    assert!(recording.records.windows(2).all(|pair| pair[0].time <= pair[1].time));
+}
+
+#[test]
+fn events_have_virtual_times_under_a_virtual_clock() {
+    // X14: the time of a context with a new clock continues that of the one before
+    let trace = Trace::new(1000);
+    for _ in 0..2 {
+        let run = |context: &AioContext| {
+            sleep(Duration::from_secs(5)).unwrap();
+            context.tracer().unwrap().mark("slept");
+        };
+        AioContext::builder().virtual_clock(VirtualClock::new()).trace(&trace).run_coroutine(run).unwrap();
+    }
+    assert_eq!(mark_times(&trace.recording()), [5, 10].map(Duration::from_secs));
+}
+
+#[test]
+fn text_and_page_show_no_times() {
+    // X14: identical runs give identical pictures, byte for byte
+    let run = || {
+        traced(|_context| {
+            let coroutine = named("one", suspend);
+            coroutine.enter();
+            coroutine.wake();
+        })
+    };
+    let (first, second) = (run(), run());
+    assert_eq!(first.text_with(TextOptions::everything()), second.text_with(TextOptions::everything()));
+    assert_eq!(first.html(), second.html());
 }

@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use coralio::coroutine::{Coroutine, suspend};
+use coralio::fs::{self, copy_file_range};
 use coralio::simulate::{Fault, Faults, Sim, Simulation};
 use coralio::sync::CoMutex;
 use coralio::{File, simulate, sleep, spawn, yield_now};
@@ -74,6 +75,7 @@ fn overtaken(sim: &Sim) -> io::Result<()> {
 fn failure_is_shrunk_reported_and_reproduced() {
     // E17: a failure is shrunk and printed with seed, tape and log; the tape reproduces the
     // failure, and the seed the hash.
+    const THIS: &str = "search::failure_is_shrunk_reported_and_reproduced";
     let failure = Simulation::new().search(0..1000, overtaken).unwrap_err();
     assert!(failure.message.contains("the second came first") && failure.shrunk_message == failure.message);
     assert!(failure.nonzero_choices <= 2 && !failure.is_flaky, "{failure}");
@@ -85,12 +87,50 @@ fn failure_is_shrunk_reported_and_reproduced() {
     let text = failure.to_string();
     for part in [
         &format!("seed {seed} fails (run {}, fingerprint ", seed + 1),
-        &format!("reproduce: CORALIO_SIM_TAPE='{}' cargo test search::failure_is_shrunk", failure.tape),
-        &format!("or: CORALIO_SIM_SEED={seed} cargo test"),
+        &format!("reproduce: CORALIO_SIM_TAPE='{}' cargo test {THIS} -- --exact", failure.tape),
+        &format!("or: CORALIO_SIM_SEED={seed} cargo test {THIS} -- --exact"),
         "request 1 completed: 8",
-        "request 2: Read, 8 bytes at 0 of file 2",
+        "request 2 by #4: Read, 8 bytes at 0 of 2",
     ] {
         assert!(text.contains(part), "{part:?} is not in:\n{text}");
+    }
+}
+
+#[test]
+fn log_of_a_failure_names_files_operations_and_coroutines() {
+    // E17: files by their current names, operations that are not requests, and who made both
+    let use_names = || {
+        let file = File::options().read(true).write(true).create(true).open("log.new")?;
+        file.write_at(b"12345678", 0)?;
+        file.set_len(4)?;
+        file.allocate(0, 8)?;
+        fs::rename("log.new", "log")?;
+        fs::sync_dir(".")?;
+        copy_file_range(&file, 0, &File::options().write(true).create_new(true).open("copy")?, 0, 4)?;
+        fs::remove_file("missing").unwrap_err();
+        file.read_at(&mut [0; 4], 0)?;
+        fs::remove_file("log")?;
+        file.sync_data()?;
+        Err(io::Error::other("as planned"))
+    };
+    let run = |_: &Sim| Coroutine::builder().name("writer").spawn(use_names)?.join().unwrap();
+    let failure = Simulation::new().faults(Faults::none()).search(0..1, run).unwrap_err();
+    let mut rest = failure.log.as_str();
+    for line in [
+        "open log.new (create) by 'writer'",
+        "request 0 by 'writer': Write, 8 bytes at 0 of log.new",
+        "setting the length of log.new to 4 by 'writer'",
+        "allocating 8 bytes at 0 of log.new by 'writer'",
+        "rename log.new to log by 'writer'",
+        "sync the directory . by 'writer'",
+        "open copy (create new) by 'writer'",
+        "copying 4 bytes from 0 to 0 (log to copy) by 'writer'",
+        "remove missing by 'writer' failed: No such file or directory",
+        "request 1 by 'writer': Read, 4 bytes at 0 of log\n",
+        "remove log by 'writer'",
+        "request 2 by 'writer': SyncData, 0 bytes at 0 of a removed file, created as log.new",
+    ] {
+        (_, rest) = rest.split_once(line).unwrap_or_else(|| panic!("{line:?} is not in:\n{rest}"));
     }
 }
 

@@ -120,6 +120,15 @@ impl SimulatedBackend {
         MutexGuard::map(self.machine(), |machine| &mut machine.files)
     }
 
+    /// Performs an operation on names or ranges. `what` describes it, for the run's log.
+    pub(crate) fn perform<T>(
+        &self,
+        what: impl FnOnce(&SimulatedFiles) -> String,
+        f: impl FnOnce(&mut SimulatedFiles) -> io::Result<T>,
+    ) -> io::Result<T> {
+        self.machine().perform(what, f)
+    }
+
     /// Returns a pair of numbers that identifies the file of the open descriptor `fd`.
     pub(crate) fn inode(&self, fd: RawFd) -> (u64, u64) {
         (Arc::as_ptr(&self.machine) as u64, self.files().inode(fd) as u64)
@@ -169,6 +178,7 @@ unsafe impl Backend for SimulatedBackend {
     }
 
     fn prepare(&self, operation: &Operation, key: u64) -> Entry {
+        self.machine().prepared(key);
         Entry { operation: *operation, key }
     }
 

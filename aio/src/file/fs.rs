@@ -120,7 +120,11 @@ impl File {
             let [keeps_len, zeroes] =
                 [libc::FALLOC_FL_KEEP_SIZE, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE]
                     .map(|bits| mode & bits != 0);
-            return explained(what, file.backend.files().allocate(file.number, offset, len, keeps_len, zeroes));
+            let done = file.backend.perform(
+                |files| format!("{} of {}", what(), files.open_name(file.number)),
+                |files| files.allocate(file.number, offset, len, keeps_len, zeroes),
+            );
+            return explained(what, done);
         }
         self.with_std(what, move |file| {
             loop {
@@ -212,7 +216,11 @@ impl File {
         let what = || format!("setting a file's length to {len}");
         if let Some(file) = self.fd.as_simulated() {
             self.check_context(what)?;
-            return explained(what, file.backend.files().set_len(file.number, len));
+            let done = file.backend.perform(
+                |files| format!("setting the length of {} to {len}", files.open_name(file.number)),
+                |files| files.set_len(file.number, len),
+            );
+            return explained(what, done);
         }
         self.with_std(what, move |file| {
             file.set_len(len).map_err(|error| match error.raw_os_error() {

@@ -47,9 +47,21 @@ pub(super) fn on_paths<T: Send + 'static>(
 
 /// Makes an operation on the simulated files one on their disk, which is locked meanwhile.
 fn on_files<T>(
+    what: &str,
     operation: impl FnOnce(&mut SimulatedFiles, &Path) -> io::Result<T>,
 ) -> impl FnOnce(&SimulatedBackend, &Path) -> io::Result<T> {
-    move |disk, path| operation(&mut disk.files(), path)
+    move |disk, path| disk.perform(|_| format!("{what} {}", path.display()), |files| operation(files, path))
+}
+
+/// As [`on_files`], with two paths.
+fn on_two_files<T>(
+    what: &str,
+    operation: impl FnOnce(&mut SimulatedFiles, &Path, &Path) -> io::Result<T>,
+) -> impl FnOnce(&SimulatedBackend, &Path, &Path) -> io::Result<T> {
+    move |disk, from, to| {
+        let what = |_: &_| format!("{what} {} to {}", from.display(), to.display());
+        disk.perform(what, |files| operation(files, from, to))
+    }
 }
 
 /// The error of an operation on more than names and contents.
@@ -69,7 +81,7 @@ fn not_simulated<T>(instead: &str) -> io::Result<T> {
 ///
 /// May yield, as [`unblock`](crate::unblock).
 pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
-    on_paths("rename", from, to, |disk, from, to| disk.files().rename(from, to), |from, to| fs::rename(from, to))
+    on_paths("rename", from, to, on_two_files("rename", SimulatedFiles::rename), |from, to| fs::rename(from, to))
 }
 
 /// Creates a second name for a file. Durable once [`sync_dir`] of its directory has returned.
@@ -82,13 +94,9 @@ pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
 ///
 /// May yield, as [`unblock`](crate::unblock).
 pub fn hard_link(original: impl AsRef<Path>, link: impl AsRef<Path>) -> io::Result<()> {
-    on_paths(
-        "link",
-        original,
-        link,
-        |disk, from, to| disk.files().hard_link(from, to),
-        |from, to| fs::hard_link(from, to),
-    )
+    on_paths("link", original, link, on_two_files("link", SimulatedFiles::hard_link), |from, to| {
+        fs::hard_link(from, to)
+    })
 }
 
 /// Defines functions of one path.
@@ -104,7 +112,7 @@ macro_rules! of_a_path {
         ///
         /// May yield, as [`unblock`](crate::unblock).
         pub fn $name(path: impl AsRef<Path>) -> io::Result<$returns> {
-            on_path($what, path, on_files($simulated), $real)
+            on_path($what, path, on_files($what, $simulated), $real)
         })*
     };
 }

@@ -152,7 +152,10 @@ impl OpenOptions {
         if let Some((driver, backend)) = driver.as_ref().and_then(|driver| Some((driver, driver.simulated.clone()?))) {
             let direct = self.effective_direct();
             let opened = match self.custom_flags {
-                0 => backend.files().open(path, Access { direct: direct != Direct::Never, ..self.access }),
+                0 => {
+                    let access = Access { direct: direct != Direct::Never, ..self.access };
+                    backend.perform(|_| format!("open {}{access}", path.display()), |files| files.open(path, access))
+                }
                 flags => {
                     let why = format!("custom flags {flags:#x} have no meaning for a simulated file");
                     Err(io::Error::new(io::ErrorKind::Unsupported, why))

@@ -189,8 +189,12 @@ pub fn copy_file_range(from: &File, from_offset: u64, to: &File, to_offset: u64,
     from.check_context(what)?;
     to.check_context(what)?;
     if let (Some(source), Some(target)) = (from.fd.as_simulated(), to.fd.as_simulated()) {
-        let backend = &source.backend;
-        return explained(what, backend.files().copy(source.number, from_offset, target.number, to_offset, len));
+        let (source_fd, target_fd) = (source.number, target.number);
+        let done = source.backend.perform(
+            |files| format!("{} ({} to {})", what(), files.open_name(source_fd), files.open_name(target_fd)),
+            |files| files.copy(source_fd, from_offset, target_fd, to_offset, len),
+        );
+        return explained(what, done);
     }
     // The kernel copies through the page cache. Direct descriptors would need alignment.
     let (source, target) = (from.cached_fd()?, to.cached_fd()?);

@@ -120,7 +120,8 @@ impl fmt::Display for Failure {
         if shrunk_message != message {
             writeln!(f, "the shrunk tape fails with: {shrunk_message}")?;
         }
-        let test = thread::current().name().filter(|&name| name != "main").map(|name| format!(" {name}"));
+        // `--exact`: not also the tests whose names contain this one's.
+        let test = thread::current().name().filter(|&name| name != "main").map(|name| format!(" {name} -- --exact"));
         let test = test.unwrap_or_default();
         let tape = is_short.then(|| format!("CORALIO_SIM_TAPE='{tape}'"));
         let ways = tape.into_iter().chain(seed.map(|seed| format!("CORALIO_SIM_SEED={seed}")));

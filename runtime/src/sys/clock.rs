@@ -116,6 +116,14 @@ impl Clock {
         }
     }
 
+    /// Returns the number of nanoseconds since `start`; for a virtual clock, since its own creation.
+    pub(crate) fn nanos_since(&self, start: Instant) -> u64 {
+        nanos(match self {
+            Clock::Real => start.elapsed(),
+            Clock::Virtual(clock) => clock.elapsed(),
+        })
+    }
+
     #[inline]
     pub(crate) fn is_virtual(&self) -> bool {
         matches!(self, Clock::Virtual(_))

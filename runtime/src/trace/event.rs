@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::panic::Location;
+use std::time::Duration;
 
 /// Identifies a coroutine of a [`Recording`]: an index into [`Recording::lanes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -158,6 +159,10 @@ pub enum Event {
 pub struct Record {
     /// The event's number, counted from 0 over all threads.
     pub number: u64,
+    /// The time since the log was created, in nanoseconds of the monotonic clock; no less than that
+    /// of the event before. A context with a [virtual clock](crate::VirtualClock) writes virtual
+    /// times, which are the same in each run.
+    pub time: Duration,
     /// The thread of the event, numbered from 0 in order of first appearance.
     pub thread: usize,
     /// The context of the event, numbered as in [`CoroutineInfo`].
@@ -226,9 +231,9 @@ fn describe(recording: &Recording, event: &Event, f: &mut fmt::Formatter<'_>) ->
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Span::Round => "round of the loop",
+            Span::Round => "iteration",
             Span::BottomHalf => "bottom half",
-            Span::Watch => "watch",
+            Span::Watch => "fd handler",
             Span::PollHandler => "poll handler",
             Span::Timer => "timer",
             Span::Sleep => "sleep",
@@ -243,7 +248,7 @@ impl fmt::Display for Wake {
         f.write_str(match self {
             Wake::Immediate => "runs at once",
             Wake::Deferred => "runs when this one yields",
-            Wake::Scheduled => "runs in the next round",
+            Wake::Scheduled => "runs in the next iteration",
             Wake::AlreadyEntered => "is entered, left alone",
         })
     }
@@ -257,7 +262,7 @@ impl fmt::Display for RequestState {
             RequestState::Done(result) if *result < 0 => write!(f, "done, errno {}", result.unsigned_abs()),
             RequestState::Done(result) => write!(f, "done, {result} bytes"),
             RequestState::Refused(result) => write!(f, "refused, errno {}", result.unsigned_abs()),
-            RequestState::Cancelled => f.write_str("taken back"),
+            RequestState::Cancelled => f.write_str("cancelled before submit"),
         }
     }
 }

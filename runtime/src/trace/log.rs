@@ -5,11 +5,12 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::panic::Location;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::sys::in_child;
+use crate::sys::{Clock, in_child};
 use crate::trace::event::{
     CoroutineIndex, CoroutineInfo, Event, Record, Recording, RequestState, Span, WaitKind, Wake,
 };
@@ -35,9 +36,11 @@ pub struct Trace {
 }
 
 struct Log {
-    contexts: AtomicUsize,
+    contexts: AtomicU32,
     ring: Mutex<Ring>,
     capacity: usize,
+    /// The system's time at which the log was created.
+    created: Instant,
 }
 
 struct Ring {
@@ -51,8 +54,10 @@ struct Ring {
 /// An event as it was written: `event` contains the engine's key in place of a request's number,
 /// and `id` identifies its coroutine.
 struct Raw {
+    /// In nanoseconds, by the context's clock: since the log, or the virtual clock, was created.
+    time: u64,
     thread: u32,
-    context: usize,
+    context: u32,
     event: Event,
     id: Id,
     at: Option<&'static Location<'static>>,
@@ -71,14 +76,15 @@ impl Trace {
     /// at most as many names.
     pub fn new(capacity: usize) -> Trace {
         let capacity = capacity.max(1);
-        let ring = Ring { events: VecDeque::with_capacity(capacity), lost: 0, names: VecDeque::new() };
-        Trace { log: Arc::new(Log { contexts: AtomicUsize::new(0), ring: Mutex::new(ring), capacity }) }
+        let ring = Mutex::new(Ring { events: VecDeque::with_capacity(capacity), lost: 0, names: VecDeque::new() });
+        let log = Log { contexts: AtomicU32::new(0), ring, capacity, created: Instant::now() };
+        Trace { log: Arc::new(log) }
     }
 
-    /// Creates the tracer of one more context.
-    pub(crate) fn tracer(&self) -> Tracer {
+    /// Creates the tracer of one more context, which uses `clock`.
+    pub(crate) fn tracer(&self, clock: &Clock) -> Tracer {
         let context = self.log.contexts.fetch_add(1, Ordering::Relaxed);
-        Tracer { log: Arc::clone(&self.log), context }
+        Tracer { log: Arc::clone(&self.log), context, clock: clock.clone() }
     }
 
     /// Returns the contents of the log; nothing in the child of a fork.
@@ -98,6 +104,8 @@ impl Trace {
             lanes: HashMap::new(),
             threads: HashMap::new(),
             requests: HashMap::new(),
+            shifts: HashMap::new(),
+            last: 0,
         };
         (ring.lost..).zip(&ring.events).for_each(|(number, raw)| reader.read(number, raw));
         Recording { threads: reader.threads.len(), ..reader.recording }
@@ -115,7 +123,8 @@ impl fmt::Debug for Trace {
 #[derive(Clone)]
 pub struct Tracer {
     log: Arc<Log>,
-    context: usize,
+    context: u32,
+    clock: Clock,
 }
 
 impl Tracer {
@@ -124,8 +133,11 @@ impl Tracer {
         if in_child() {
             return;
         }
-        let raw = Raw { thread: thread(), context: self.context, event, id, at };
+        let thread = thread();
         let mut ring = self.log.ring.lock();
+        // Read under the lock: the events of all threads have ascending times.
+        let time = self.clock.nanos_since(self.log.created);
+        let raw = Raw { time, thread, context: self.context, event, id, at };
         if ring.events.len() == self.log.capacity {
             ring.events.pop_front();
             ring.lost += 1;
@@ -235,13 +247,18 @@ fn thread() -> u32 {
     NUMBER.try_with(|&number| number).unwrap_or(u32::MAX)
 }
 
-/// Numbers coroutines, threads and requests in order of first appearance.
+/// Numbers coroutines, threads and requests in order of first appearance, and puts all times on one
+/// scale.
 struct Reader<'a> {
     recording: Recording,
     names: HashMap<Id, &'a str>,
     lanes: HashMap<Id, CoroutineIndex>,
     threads: HashMap<u32, usize>,
     requests: HashMap<(usize, u64), u64>,
+    /// For each context, the number of nanoseconds by which its times are shifted.
+    shifts: HashMap<usize, u64>,
+    /// The time of the previous event.
+    last: u64,
 }
 
 impl Reader<'_> {
@@ -255,8 +272,19 @@ impl Reader<'_> {
         })
     }
 
+    /// Returns the time of an event. A virtual clock starts at 0: the times of a context with a new
+    /// one continue those of the events before it.
+    fn time(&mut self, context: usize, time: u64) -> u64 {
+        let last = self.last;
+        let shift = *self.shifts.entry(context).or_insert_with(|| last.saturating_sub(time));
+        self.last = last.max(time.saturating_add(shift));
+        self.last
+    }
+
     fn read(&mut self, number: u64, raw: &Raw) {
-        let &Raw { context, id, at, .. } = raw;
+        let &Raw { id, at, .. } = raw;
+        let context = raw.context as usize;
+        let time = Duration::from_nanos(self.time(context, raw.time));
         let threads = self.threads.len();
         let thread = *self.threads.entry(raw.thread).or_insert(threads);
         let mut event = raw.event.clone();
@@ -280,6 +308,6 @@ impl Reader<'_> {
             | Event::Violation(_)
             | Event::Mark(_) => {}
         }
-        self.recording.records.push(Record { number, thread, context, event, at });
+        self.recording.records.push(Record { number, time, thread, context, event, at });
     }
 }

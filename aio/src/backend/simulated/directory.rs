@@ -5,6 +5,7 @@
 //! reused. So a stray one refers to no real file.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
 use std::path::{Component, Path, PathBuf};
@@ -31,6 +32,15 @@ pub(crate) struct Access {
     pub(crate) truncate: bool,
     /// Bypasses the page cache: requires alignment to sectors.
     pub(crate) direct: bool,
+}
+
+impl fmt::Display for Access {
+    /// Writes what an open may change: ` (create, truncate)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = [(self.create, "create"), (self.create_new, "create new"), (self.truncate, "truncate")];
+        let names: Vec<_> = names.into_iter().filter_map(|(is_set, name)| is_set.then_some(name)).collect();
+        if names.is_empty() { Ok(()) } else { write!(f, " ({})", names.join(", ")) }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -69,6 +79,8 @@ impl Change {
 pub(crate) struct FileSystem {
     sector: usize,
     pub(crate) files: Vec<SimFile>,
+    /// The name under which each file was created.
+    first_names: Vec<PathBuf>,
     names: BTreeMap<PathBuf, usize>,
     durable: BTreeMap<PathBuf, usize>,
     /// In order.
@@ -96,6 +108,7 @@ impl FileSystem {
         FileSystem {
             sector,
             files: Vec::new(),
+            first_names: Vec::new(),
             names: BTreeMap::new(),
             durable: BTreeMap::new(),
             changes: Vec::new(),
@@ -109,7 +122,7 @@ impl FileSystem {
 
     /// Creates a file, replacing one of the same name; durable immediately.
     pub(crate) fn put(&mut self, name: &Path, len: u64) -> usize {
-        let file = self.add(len);
+        let file = self.add(name, len);
         self.names.insert(plain(name), file);
         self.durable.insert(plain(name), file);
         file
@@ -125,8 +138,9 @@ impl FileSystem {
         self.at
     }
 
-    fn add(&mut self, len: u64) -> usize {
+    fn add(&mut self, name: &Path, len: u64) -> usize {
         self.files.push(SimFile::new(self.sector, len));
+        self.first_names.push(plain(name));
         self.files.len() - 1
     }
 
@@ -137,6 +151,19 @@ impl FileSystem {
 
     pub(crate) fn find(&self, name: &Path) -> Option<usize> {
         self.names.get(&plain(name)).copied().filter(|&file| file != FOLDER)
+    }
+
+    /// Returns the name of an open file, for messages.
+    pub(crate) fn open_name(&self, fd: RawFd) -> String {
+        self.open.get(&fd).map_or_else(|| "a closed file".into(), |open| self.name(open.file))
+    }
+
+    /// Returns a file's name, for messages.
+    pub(crate) fn name(&self, file: usize) -> String {
+        match self.names.iter().find(|(_, named)| **named == file) {
+            Some((name, _)) => name.display().to_string(),
+            None => format!("a removed file, created as {}", self.first_names[file].display()),
+        }
     }
 
     pub(crate) fn open(&mut self, name: &Path, access: Access) -> io::Result<RawFd> {
@@ -154,7 +181,7 @@ impl FileSystem {
             Some(_) if access.create_new => return Err(error(libc::EEXIST)),
             Some(file) => file,
             None if access.create || access.create_new => {
-                let file = self.add(0);
+                let file = self.add(name, 0);
                 self.change(Change::Link(plain(name), file));
                 file
             }
@@ -198,7 +225,7 @@ impl FileSystem {
         #[cfg(test)]
         if self.adopts && (0..FIRST).contains(&fd) && !self.open.contains_key(&fd) {
             let access = Access { read: true, write: true, ..Access::default() };
-            let open = Open { file: self.add(0), access, lost: false };
+            let open = Open { file: self.add(Path::new("adopted"), 0), access, lost: false };
             self.open.insert(fd, open);
         }
         self.open.get(&fd).copied().ok_or_else(|| error(libc::EBADF))

@@ -12,20 +12,20 @@
 //! A request's outcome is decided when it is accepted; its effect on the disk happens when it
 //! completes.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use coralio_runtime::VirtualClock;
+use coralio_runtime::{Coroutine, VirtualClock};
 
 use super::directory::{FileSystem, Open};
 use super::fate::Outcome;
 use super::faults::{Fault, Faults};
 use super::tape::Tape;
-use super::trace::{Event, Trace, hash_of};
+use super::trace::{Event, Name, Trace, hash_of};
 use super::{Entry, SLACK, Settings};
 use crate::backend::io_buffers::IoBuffers;
 use crate::backend::{Completion, Opcode, Operation};
@@ -40,6 +40,11 @@ const MAX_LOOKS: u32 = 10_000_000;
 const PAGE: u64 = 4096;
 /// Contents of a buffer while the kernel reads into it.
 const POISON_BYTE: u8 = 0xdb;
+
+/// Names the running coroutine, if there is one, for the log.
+fn by_current() -> String {
+    Coroutine::current().map(|coroutine| format!(" by {coroutine}")).unwrap_or_default()
+}
 
 pub(super) struct Request {
     number: u64,
@@ -74,6 +79,8 @@ pub(crate) struct Machine {
     pub(super) faults_so_far: u32,
     /// Shared with the context.
     clock: VirtualClock,
+    /// By key, the coroutines whose requests are pending. Only for the log.
+    requesters: HashMap<u64, String>,
     pub(super) in_flight: BTreeMap<(Duration, u64), Request>,
     taken: u64,
     /// Requests accepted, submits refused, and sleeps.
@@ -99,6 +106,7 @@ impl Machine {
             power_fails: 0.0,
             faults_so_far: 0,
             clock: VirtualClock::new(),
+            requesters: HashMap::new(),
             in_flight: BTreeMap::new(),
             taken: 0,
             steps: 0,
@@ -149,6 +157,26 @@ impl Machine {
 
     fn note(&mut self, event: &Event) {
         self.trace.add(self.clock.elapsed(), event);
+    }
+
+    /// Records who makes the request `key`.
+    pub(crate) fn prepared(&mut self, key: u64) {
+        if self.trace.has_log() {
+            self.requesters.insert(key, by_current());
+        }
+    }
+
+    /// Performs an operation that is not a request. `what` describes it.
+    pub(crate) fn perform<T>(
+        &mut self,
+        what: impl FnOnce(&FileSystem) -> String,
+        f: impl FnOnce(&mut FileSystem) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let what = what(&self.files);
+        let done = f(&mut self.files);
+        let by = Name(if self.trace.has_log() { by_current() } else { String::new() });
+        self.note(&Event::Performed { what, by, error: done.as_ref().err().map(io::Error::to_string) });
+        done
     }
 
     /// # Safety
@@ -233,7 +261,10 @@ impl Machine {
             lent.scatter(&vec![POISON_BYTE; lent.len()]);
         }
         let bytes = lent.gather();
-        self.note(&Event::Taken { number, opcode, file: open.file, offset, len: lent.len(), hash: hash_of(&bytes) });
+        let by = Name(self.requesters.remove(&key).unwrap_or_default());
+        let name = Name(if self.trace.has_log() { self.files.name(open.file) } else { String::new() });
+        let (len, hash) = (lent.len(), hash_of(&bytes));
+        self.note(&Event::Taken { number, opcode, file: open.file, offset, len, hash, name, by });
         let (fate, time) = self.decide(opcode, offset, &open, &lent);
         if opcode.is_write() && self.clashes(offset, lent.len(), &open) {
             self.files.files[open.file].clashed = true;

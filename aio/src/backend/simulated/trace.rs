@@ -8,17 +8,58 @@ use std::time::Duration;
 use super::disk::Damage;
 use crate::backend::Opcode;
 
+/// A name for the log, which only a run with a log looks up: not part of the hash.
+#[derive(Debug)]
+pub(crate) struct Name(pub(crate) String);
+
+impl Hash for Name {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
+}
+
 /// An event.
 #[derive(Debug, Hash)]
 pub(crate) enum Event {
-    Submitted { offered: usize, taken: usize },
-    Refused { offered: usize, errno: i32 },
-    Taken { number: u64, opcode: Opcode, file: usize, offset: u64, len: usize, hash: u64 },
-    Completed { number: u64, result: i64, hash: u64 },
-    Reaped { number: u64 },
-    Cancelled { number: u64, stopped: bool },
+    Submitted {
+        offered: usize,
+        taken: usize,
+    },
+    Refused {
+        offered: usize,
+        errno: i32,
+    },
+    Taken {
+        number: u64,
+        opcode: Opcode,
+        file: usize,
+        offset: u64,
+        len: usize,
+        hash: u64,
+        name: Name,
+        by: Name,
+    },
+    Completed {
+        number: u64,
+        result: i64,
+        hash: u64,
+    },
+    Reaped {
+        number: u64,
+    },
+    Cancelled {
+        number: u64,
+        stopped: bool,
+    },
+    /// An operation on names or ranges, which is not a request.
+    Performed {
+        what: String,
+        by: Name,
+        error: Option<String>,
+    },
     Slept,
-    Crashed { damage: Damage, in_flight: usize },
+    Crashed {
+        damage: Damage,
+        in_flight: usize,
+    },
 }
 
 impl fmt::Display for Event {
@@ -29,9 +70,11 @@ impl fmt::Display for Event {
             Event::Refused { offered, errno } => {
                 write!(f, "submit of {offered} refused: {}", std::io::Error::from_raw_os_error(*errno))
             }
-            Event::Taken { number, opcode, file, offset, len, .. } => {
-                write!(f, "  request {number}: {opcode:?}, {len} bytes at {offset} of file {file}")
+            Event::Taken { number, opcode, offset, len, name: Name(name), by: Name(by), .. } => {
+                write!(f, "  request {number}{by}: {opcode:?}, {len} bytes at {offset} of {name}")
             }
+            Event::Performed { what, by: Name(by), error: None } => write!(f, "{what}{by}"),
+            Event::Performed { what, by: Name(by), error: Some(error) } => write!(f, "{what}{by} failed: {error}"),
             Event::Completed { number, result, .. } if *result < 0 => {
                 write!(f, "request {number} failed: {}", std::io::Error::from_raw_os_error(-*result as i32))
             }
@@ -107,6 +150,10 @@ impl Trace {
             }
             log.push_back(format!("{:>14}  {event}", format!("{now:?}")));
         }
+    }
+
+    pub(crate) fn has_log(&self) -> bool {
+        self.log.is_some()
     }
 
     pub(crate) fn hash(&self) -> u64 {

@@ -58,7 +58,7 @@ pub(super) fn thread_label(thread: usize) -> String {
 const LEGEND: &str = "\
 ● runs, or the loop on its stack   │ on the stack, waits for an enter to return   ┊ suspended   ○ created   ■ ended
 ─▶ enters, or ends and returns   ╌▶ yields to   ·▷ wakes   ·× does not wake: is entered   ═▶ submits or completes a request
-digits in column kernel: the number of requests in flight\n\n";
+column kernel: the operating system, or the backend that simulates it; digits: the number of requests in flight\n\n";
 
 impl Recording {
     /// Renders the recording as text lanes. Identical runs give identical text, byte for byte.

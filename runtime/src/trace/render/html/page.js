@@ -23,19 +23,17 @@
   const labels = () => (view.clientWidth < 500 ? 74 : 116);
   const x = (at) => labels() + (places[at] + 0.5) * step - view.scrollLeft;
 
-  // Rows, from top to bottom.
   const rows = data.rows.filter((row) => row.kind !== "requests" || row.levels.length);
-  let bottom = TOP;
-  // With many coroutines, the kernel's row goes above them, where it is easy to find.
-  const many = rows.length > 14, early = (row) => !many || row.kind !== "coroutine";
-  for (const row of [...rows.filter(early), ...rows.filter((row) => !early(row))]) {
+  for (const row of rows) {
     const levels = Math.max(1, row.levels.length);
     row.pitch = row.kind === "thread" ? 17 : row.kind === "requests" ? (levels > 8 ? 7 : 14) : 22;
-    row.top = bottom;
     row.height = levels * row.pitch + 8;
-    bottom += row.height;
   }
-  const counterTop = bottom, height = bottom + COUNTER;
+  // With many coroutines, the kernel's row goes above them, where it is easy to find.
+  const many = rows.length > 14, early = (row) => !many || row.kind !== "coroutine";
+  const order = [...rows.filter(early), ...rows.filter((row) => !early(row))];
+  // The rows that have a place, from top to bottom, and what is below them.
+  let placed = order, counterTop = TOP, height = TOP + COUNTER;
   const most = data.counts.reduce((most, n, i) => (i % 3 ? Math.max(most, n) : most), 1);
 
   function arrange() {
@@ -52,7 +50,6 @@
   function resize() {
     // Space after the last event, so that its text is readable.
     $("space").style.width = `${labels() + (shown.length + 1) * step}px`;
-    $("space").style.height = `${height}px`;
     draw();
   }
 
@@ -71,6 +68,36 @@
     const room = Math.floor(width / 6.6);
     return text.length <= room ? text : room < 4 ? "" : `${text.slice(0, room - 1)}…`;
   };
+
+  // The visible part: places of events, of which every `skip`th is drawn if several share a pixel.
+  function range() {
+    const from = Math.max(0, Math.floor(view.scrollLeft / step) - 1);
+    const to = Math.min(shown.length, Math.ceil((view.scrollLeft + view.clientWidth - labels()) / step) + 1);
+    return [from, to, Math.max(1, Math.floor(1 / step))];
+  }
+
+  // Of many rows, gives a place to those in whose visible part something runs or an arrow begins or
+  // ends.
+  function layOut(from, to, skip) {
+    const met = new Set();
+    const meet = (at) => met.add(rows[field(at, FROM)]).add(rows[field(at, TO)]);
+    for (let place = from; place < to; place += skip) meet(shown[place]);
+    meet(cursor);
+    const isBusy = (level) => {
+      for (let i = first(level, 6, 1, from); i < level.length && places[level[i]] <= to; i += 6) {
+        if (level[i + 2] !== SUSPENDED) return true;
+      }
+      return false;
+    };
+    placed = many && !$("idle").checked ? order.filter((row) => met.has(row) || row.levels.some(isBusy)) : order;
+    counterTop = TOP;
+    for (const row of placed) {
+      row.top = counterTop;
+      counterTop += row.height;
+    }
+    height = counterTop + COUNTER;
+    $("space").style.height = `${height}px`;
+  }
 
   // Boxes and lines, and the texts above lines, which arrows must not cross.
   function bars(row, from, to, left, right) {
@@ -154,15 +181,15 @@
   }
 
   function draw() {
+    const [from, to, skip] = range();
+    layOut(from, to, skip);
     const wide = view.clientWidth, tall = Math.min(height, view.clientHeight || height), up = view.scrollTop;
     const left = labels(), right = wide;
     svg.setAttribute("width", wide);
     svg.setAttribute("height", Math.max(tall, 1));
-    const from = Math.max(0, Math.floor(view.scrollLeft / step) - 1);
-    const to = Math.min(shown.length, Math.ceil((view.scrollLeft + wide - left) / step) + 1);
     const inSight = (row) => row.top + row.height > up && row.top < up + tall;
     let out = "", names = "";
-    rows.forEach((row, n) => {
+    placed.forEach((row, n) => {
       if (!inSight(row)) return;
       if (n % 2) out += `<rect x="0" y="${row.top}" width="${wide}" height="${row.height}" fill="var(--stripe)"/>`;
       const y = row.kind === "thread" ? row.top + 16 : row.top + Math.min(row.height / 2 + 4, 24);
@@ -173,7 +200,7 @@
     const here = x(cursor);
     out += `<rect id="cursor" x="${here - step / 2}" y="0" width="${step}" height="${height}" fill="var(--cursor)"/>`;
     let above = "";
-    for (const row of rows) {
+    for (const row of placed) {
       if (!inSight(row)) continue;
       const [boxes, words] = bars(row, from, to, left, right);
       out += boxes;
@@ -181,8 +208,6 @@
     }
     out += counters(from, to, left, right);
     const every = Math.max(1, Math.ceil(44 / step / 5) * 5);
-    // Of events at the same position, draw one.
-    const skip = Math.max(1, Math.floor(1 / step));
     for (let place = from; place < to; place += skip) {
       const at = shown[place];
       if (place % every === 0 && !bad.has(at) && kind(at) !== "mark") {
@@ -234,6 +259,11 @@
     }
     tell();
     draw();
+    const row = rows[field(cursor, TO)], tall = view.clientHeight;
+    if (scroll && (row.top < view.scrollTop || row.top + row.height > view.scrollTop + tall)) {
+      view.scrollTop = row.top + row.height < tall ? 0 : row.top - tall / 2;
+      draw();
+    }
   }
 
   function zoom(by) {
@@ -260,19 +290,72 @@
     if (next !== undefined) go(places[next]);
   }
 
+  // Search by the events' texts. A field has no line breaks.
+  const plain = (text) => text.replace(/[\r\n]/g, "");
+  const known = [...new Set([
+    ...data.lanes.map(plain),
+    ...data.strings.flatMap((text) => text.match(/^request \d+(?=: )/)?.[0] ?? []),
+  ])];
+  let sought = "", hits = [];
+
+  // Whether `words` are in the text, not as a part of longer ones: "request 1" is not in "request 10".
+  function mentions(text, words) {
+    const isPart = (a, b) => /^\w\w$/.test((a ?? " ") + (b ?? " "));
+    for (let i = text.indexOf(words); i >= 0; i = text.indexOf(words, i + 1)) {
+      const end = i + words.length;
+      if (!isPart(text[i - 1], text[i]) && !isPart(text[end - 1], text[end])) return true;
+    }
+    return false;
+  }
+
+  function search(words) {
+    const among = (matches) => {
+      const texts = new Set(data.strings.flatMap((text, n) => (matches(plain(text)) ? [n] : [])));
+      return shown.filter((at) => texts.has(field(at, SAID)));
+    };
+    const exact = among((text) => mentions(text, words)), low = words.toLowerCase();
+    return exact.length ? exact : among((text) => text.toLowerCase().includes(low));
+  }
+
+  // The first time at the first hit, then at the next one, or the previous one.
+  function find(back) {
+    const words = $("find").value;
+    if (!words) return;
+    const isNew = words !== sought;
+    if (isNew) [sought, hits] = [words, search(words)];
+    const next = back ? hits.findLastIndex((at) => at < cursor) : hits.findIndex((at) => at > cursor);
+    const hit = isNew ? 0 : next >= 0 ? next : back ? hits.length - 1 : 0;
+    $("found").textContent = hits.length ? `${hit + 1} of ${hits.length}` : "not found";
+    if (hits.length) go(places[hits[hit]]);
+  }
+
+  function suggest() {
+    const low = $("find").value.toLowerCase();
+    const likely = known.filter((name) => name.toLowerCase().includes(low)).slice(0, 50);
+    $("names").replaceChildren(...likely.map((name) => new Option("", name)));
+  }
+
   const keys = {
     ArrowLeft: () => go(places[cursor] - 1), ArrowRight: () => go(places[cursor] + 1),
     PageUp: () => go(places[cursor] - 20), PageDown: () => go(places[cursor] + 20),
     Home: () => go(0), End: () => go(shown.length - 1), " ": () => play(),
     "+": () => zoom(1.4), "=": () => zoom(1.4), "-": () => zoom(1 / 1.4), t: theme, v: violation,
+    "/": () => ($("find").focus(), $("find").select()),
   };
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey || !keys[event.key]) return;
+    // Keys in the search field are text.
+    if (event.target === $("find")) return;
     // The space bar belongs to a focused button.
     if (event.key === " " && event.target.closest?.("button, summary, [type=checkbox]")) return;
     event.preventDefault();
     keys[event.key]();
   });
+  $("find").addEventListener("keydown", (event) => {
+    if (event.key === "Enter") find(event.shiftKey);
+    else if (event.key === "Escape") $("find").blur();
+  });
+  $("find").addEventListener("input", suggest);
   slider.addEventListener("input", () => go(Number(slider.value)));
   svg.addEventListener("click", (event) => {
     const place = event.clientX - svg.getBoundingClientRect().left - labels() + view.scrollLeft;
@@ -284,10 +367,12 @@
   $("theme").onclick = theme;
   $("all").onchange = (event) => {
     everything = event.target.checked;
+    sought = "";
     arrange();
     resize();
     go(places[cursor]);
   };
+  $("idle").onchange = draw;
   let waiting = false;
   view.addEventListener("scroll", () => {
     if (waiting) return;
@@ -328,6 +413,10 @@
     $("alarm").append(button);
   }
   $("alarm").hidden = !wrong.length;
+  // The height stays the same when rows come and go.
+  view.style.flexGrow = many ? 1 : 0;
+  $("idle").parentElement.hidden = !many;
+  suggest();
   arrange();
   // A short run fills the window.
   step = Math.max(step, Math.min(48, (view.clientWidth - labels()) / (shown.length + 1)));
@@ -337,5 +426,7 @@
     $("legend").open = false;
     resize();
   }
-  go(wrong.length ? places[wrong[0][0]] : 0);
+  // At the first violation or the failure, else at the first request in flight.
+  const busy = data.counts.findIndex((n, i) => i % 3 === 1 && n > 0);
+  go(wrong.length ? places[wrong[0][0]] : busy > 0 ? places[data.counts[busy - 1]] : 0);
 })();
