@@ -1,5 +1,5 @@
 //! Other runtimes at the same work: the opponents of `iobench --versus monoio` and others, and TCP
-//! echo servers. A workspace of its own, so that nobody else compiles the dependencies.
+//! echo servers. A workspace of its own, so that no other build compiles these.
 //!
 //! ```text
 //! cd examples/iobench/peers && cargo build --release

@@ -2,9 +2,9 @@
 //!
 //! It does not matter which handle or duplicate has set it. As long as only the `CoFd` can reach the
 //! socket, which it created or accepted itself, the socket option is read before the first wait in
-//! each direction, and again after the `CoFd` has set it: *sole handle*. From the moment that
-//! somebody else can have a handle, the option is read before each wait, one system call. A wait
-//! that does not suspend does not read it.
+//! each direction, and again after the `CoFd` has set it: *sole handle*. Once another handle may
+//! exist, the option is read before each wait, one system call. A wait that does not suspend does
+//! not read it.
 
 use std::cell::{Cell, OnceCell};
 use std::io;
@@ -19,7 +19,7 @@ use crate::net::readiness::BorrowedRawFd;
 use crate::sync::wait_queue::{Locked, WaitQueue};
 use crate::task::Coroutine;
 
-/// What is known about the timeouts of a socket.
+/// The known timeouts of a socket.
 pub(in crate::net) struct TimeLimits {
     is_sole_handle: Cell<bool>,
     /// The options as last read; the inner `None` is no limit.
