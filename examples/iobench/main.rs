@@ -10,9 +10,12 @@
 //! | `pread` | a simple thread pool | `pool.rs` |
 //! | `tokio` | tokio's `File` | `tokio_file.rs` |
 //! | `qemu` | `qemu-img bench` | `qemu.rs` |
+//! | `monoio`, `tokio-uring`, `compio`, `glommio` | these runtimes | `peer.rs`, `peers/src/read.rs` |
 //!
 //! ```text
 //! cargo run --release --example iobench -- --pin 1 --versus raw
+//! cargo build --release --manifest-path examples/iobench/peers/Cargo.toml
+//! cargo run --release --example iobench -- --pin 1 --versus monoio --rounds 7
 //! ```
 //!
 //! The README's figures: `--file FILE --depth D` with `--versus raw`, `tokio` or `pread`; with
@@ -27,6 +30,7 @@ mod bare;
 mod coralio_file;
 mod meter;
 mod options;
+mod peer;
 mod pool;
 mod qemu;
 mod raw;
@@ -116,5 +120,8 @@ fn opponent(versus: Versus, options: &Options, target: &Target, operations: u64)
         (Versus::Raw, _) => bare::round::<raw::Raw>(options, target),
         (Versus::Tokio, _) => bare::round::<tokio_file::Tokio>(options, target),
         (Versus::Qemu, _) => qemu::round(options, target, operations),
+        (Versus::Monoio | Versus::TokioUring | Versus::Compio | Versus::Glommio, _) => {
+            peer::round(versus, options, target)
+        }
     }
 }

@@ -90,6 +90,10 @@ pub struct Options {
     #[arg(long, value_enum)]
     pub versus: Option<Versus>,
 
+    /// The program with the peers [default: where its `cargo build --release` puts it]
+    #[arg(long, value_name = "PATH", requires = "versus")]
+    pub peers: Option<PathBuf>,
+
     /// Number of rounds of each side
     #[arg(long, value_name = "N", default_value_t = 5, requires = "versus")]
     pub rounds: u32,
@@ -126,6 +130,14 @@ pub enum Versus {
     Tokio,
     /// A simple pool of threads that read and write
     Pread,
+    /// monoio, in its own process, as the next three: see --peers
+    Monoio,
+    /// tokio-uring
+    TokioUring,
+    /// compio
+    Compio,
+    /// glommio
+    Glommio,
 }
 
 impl Versus {
@@ -136,6 +148,10 @@ impl Versus {
             Versus::Qemu => "qemu",
             Versus::Tokio => "tokio",
             Versus::Pread => "pread",
+            Versus::Monoio => "monoio",
+            Versus::TokioUring => "tokio-uring",
+            Versus::Compio => "compio",
+            Versus::Glommio => "glommio",
         }
     }
 
@@ -146,7 +162,13 @@ impl Versus {
             Versus::Qemu => "qemu-img bench",
             Versus::Tokio => "tokio",
             Versus::Pread => "pool of threads",
+            Versus::Monoio | Versus::TokioUring | Versus::Compio | Versus::Glommio => self.name(),
         }
+    }
+
+    /// Returns whether the program with the peers runs it.
+    pub fn is_peer(self) -> bool {
+        matches!(self, Versus::Monoio | Versus::TokioUring | Versus::Compio | Versus::Glommio)
     }
 }
 
@@ -179,6 +201,13 @@ impl Options {
         }
         if matches!(self.versus, Some(Versus::Qemu)) && matches!(self.pattern(), Pattern::Random { .. }) {
             return Err("--versus qemu accesses the file in steps only; add --sequential or --stride 260k".into());
+        }
+        let is_4k = self.block_size == 4096 && !self.write && matches!(self.pattern(), Pattern::Random { .. });
+        if let Some(versus) = self.versus.filter(|versus| versus.is_peer() && !is_4k) {
+            let name = versus.name();
+            return Err(format!(
+                "--versus {name} makes random reads of 4k only; omit --block-size, --write and the like"
+            ));
         }
         if self.threads > 1 && (self.versus.is_some() || self.pin.is_some() || self.qcow2 || self.file.is_none()) {
             return Err("--threads needs --file, and works without --versus, --pin and --qcow2".into());

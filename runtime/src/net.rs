@@ -35,7 +35,7 @@ macro_rules! forward {
     ($($(#[$attribute:meta])* fn $name:ident(&self $(, $argument:ident: $type:ty)?) -> $result:ty;)*) => {$(
         $(#[$attribute])*
         pub fn $name(&self $(, $argument: $type)?) -> io::Result<$result> {
-            self.get_ref().$name($($argument)?)
+            self.inner().$name($($argument)?)
         }
     )*};
 }
@@ -44,25 +44,33 @@ macro_rules! forward {
 macro_rules! socket_methods {
     ($socket:ty) => {
         impl CoFd<$socket> {
+            /// Sets the read timeout: a wait for data that takes longer fails with `TimedOut`.
+            /// `None`: waits are not limited. This is the socket's own option, shared with its
+            /// duplicates.
+            ///
+            /// The time is that of the context's clock, and is not masked by a
+            /// [shield](crate::shield).
+            ///
+            /// # Errors
+            ///
+            /// `InvalidInput`: zero. Other errors of the kernel.
+            pub fn set_read_timeout(&self, limit: Option<Duration>) -> io::Result<()> {
+                self.time_limits().forget();
+                self.inner().set_read_timeout(limit)
+            }
+
+            /// Sets the write timeout, as [`set_read_timeout`](Self::set_read_timeout) does for
+            /// reads: a wait for space that takes longer fails with `TimedOut`.
+            ///
+            /// # Errors
+            ///
+            /// `InvalidInput`: zero. Other errors of the kernel.
+            pub fn set_write_timeout(&self, limit: Option<Duration>) -> io::Result<()> {
+                self.time_limits().forget();
+                self.inner().set_write_timeout(limit)
+            }
+
             forward! {
-                /// Sets the read timeout: a wait for data that takes longer fails with `TimedOut`.
-                /// `None`: waits are not limited. This is the socket's own option, shared with its
-                /// duplicates.
-                ///
-                /// The time is that of the context's clock, and is not masked by a
-                /// [shield](crate::shield).
-                ///
-                /// # Errors
-                ///
-                /// `InvalidInput`: zero. Other errors of the kernel.
-                fn set_read_timeout(&self, limit: Option<Duration>) -> ();
-                /// Sets the write timeout, as [`set_read_timeout`](Self::set_read_timeout) does for
-                /// reads: a wait for space that takes longer fails with `TimedOut`.
-                ///
-                /// # Errors
-                ///
-                /// `InvalidInput`: zero. Other errors of the kernel.
-                fn set_write_timeout(&self, limit: Option<Duration>) -> ();
                 /// Returns the read timeout.
                 ///
                 /// # Errors
@@ -90,7 +98,9 @@ macro_rules! socket_methods {
             /// Outside a context.
             #[track_caller]
             pub fn try_clone(&self) -> io::Result<Self> {
-                CoFd::register(self.get_ref().try_clone()?, self.socket_type())
+                let other = CoFd::register(self.get_ref().try_clone()?, self.socket_type())?;
+                other.time_limits().share();
+                Ok(other)
             }
         }
 

@@ -36,7 +36,7 @@ mod stream;
 mod time_limit;
 mod transfer;
 
-use time_limit::TimeLimit;
+use time_limit::{TimeLimit, TimeLimits};
 pub use transfer::splice;
 
 /// The edges that epoll has reported for one direction.
@@ -116,7 +116,11 @@ const NOT_KNOWN: u64 = u64::MAX;
 /// [`TcpStream`](crate::net::TcpStream) and those beside it.
 ///
 /// A read or write timeout of the socket (`SO_RCVTIMEO`, `SO_SNDTIMEO`) limits each wait, whenever
-/// and by whichever handle it was set: the operation then fails with `TimedOut`.
+/// and by whichever handle it was set: the operation then fails with `TimedOut`. If other handles to
+/// the socket may exist, this costs a system call per wait: after [`new`](CoFd::new),
+/// [`get_ref`](CoFd::get_ref), `as_fd`, `try_clone`, [`read_with`](CoFd::read_with) and
+/// [`write_with`](CoFd::write_with), all of which give access to the socket. It costs none for
+/// sockets that were created by `connect`, `bind` or `accept`.
 ///
 /// A coroutine whose descriptor is always ready never waits. To let other coroutines run, it must
 /// call [`yield_now`](crate::yield_now) from time to time.
@@ -135,6 +139,7 @@ pub struct CoFd<S> {
     /// `None`: not a socket. In a stream socket, a short read or write means that the direction is
     /// exhausted.
     socket_type: Option<SocketType>,
+    time_limits: TimeLimits,
     inner: S,
     /// Only coroutines of its context's home thread can wait for it.
     _home: PhantomData<*const ()>,
@@ -156,13 +161,21 @@ impl<S: AsFd> CoFd<S> {
     #[doc(alias("from_std", "from_fd"))]
     #[track_caller]
     pub fn new(inner: S) -> io::Result<CoFd<S>> {
+        let socket = CoFd::of_sole_handle(inner)?;
+        socket.time_limits.share();
+        Ok(socket)
+    }
+
+    /// As [`new`](Self::new), for a descriptor to which no other handle exists.
+    #[track_caller]
+    pub(super) fn of_sole_handle(inner: S) -> io::Result<CoFd<S>> {
         let _ = LocalContext::expect("creating a CoFd");
         set_nonblocking(inner.as_fd())?;
         let socket_type = socket_type(inner.as_fd()).ok();
         CoFd::register(inner, socket_type)
     }
 
-    /// As [`new`](Self::new), for a descriptor of this type that is non-blocking already.
+    /// As `of_sole_handle`, for a descriptor of this type that is non-blocking already.
     #[track_caller]
     pub(super) fn register(inner: S, socket_type: Option<SocketType>) -> io::Result<CoFd<S>> {
         let home = LocalContext::expect("creating a CoFd");
@@ -182,6 +195,7 @@ impl<S: AsFd> CoFd<S> {
             writers: Cell::new(0),
             raw: fd.as_raw_fd(),
             socket_type,
+            time_limits: TimeLimits::new(true),
             inner,
             _home: PhantomData,
         })
@@ -191,6 +205,8 @@ impl<S: AsFd> CoFd<S> {
 impl<S> CoFd<S> {
     /// Returns the socket or pipe itself. It is non-blocking.
     pub fn get_ref(&self) -> &S {
+        // The caller can set a timeout, or create a duplicate that can, at any time.
+        self.time_limits.share();
         &self.inner
     }
 
@@ -299,6 +315,14 @@ impl<S> CoFd<S> {
     /// May yield.
     #[track_caller]
     pub fn read_with<R>(&self, mut read: impl FnMut(&S) -> io::Result<R>) -> io::Result<R> {
+        self.time_limits.share();
+        self.read_calling(&mut read)
+    }
+
+    /// As [`read_with`](Self::read_with), for a `read` that leaves the timeouts as they are and
+    /// creates no handle to the socket.
+    #[track_caller]
+    pub(super) fn read_calling<R>(&self, mut read: impl FnMut(&S) -> io::Result<R>) -> io::Result<R> {
         self.read_until(&mut read, |_, _| false)
     }
 
@@ -338,6 +362,14 @@ impl<S> CoFd<S> {
     /// May yield.
     #[track_caller]
     pub fn write_with<R>(&self, mut write: impl FnMut(&S) -> io::Result<R>) -> io::Result<R> {
+        self.time_limits.share();
+        self.write_calling(&mut write)
+    }
+
+    /// As [`write_with`](Self::write_with), for a `write` that leaves the timeouts as they are and
+    /// creates no handle to the socket.
+    #[track_caller]
+    pub(super) fn write_calling<R>(&self, mut write: impl FnMut(&S) -> io::Result<R>) -> io::Result<R> {
         self.write_until(&mut write, |_, _| false)
     }
 
@@ -349,6 +381,16 @@ impl<S> CoFd<S> {
     fn writing(&self) -> Direction<'_> {
         let (queue, exhausted_at) = (&self.waiters.write, &self.write_exhausted_at);
         Direction { queue, exhausted_at, option: Timeout::Send }
+    }
+
+    /// Returns the socket or pipe, for calls that leave the timeouts as they are and create no
+    /// handle to the socket.
+    pub(super) fn inner(&self) -> &S {
+        &self.inner
+    }
+
+    pub(super) fn time_limits(&self) -> &TimeLimits {
+        &self.time_limits
     }
 
     pub(super) fn socket_type(&self) -> Option<SocketType> {
@@ -374,7 +416,7 @@ impl<S> CoFd<S> {
             return Err(Cancelled.into());
         }
         let limit = match self.socket_type {
-            Some(_) => TimeLimit::of_socket(self.raw, direction.option, home)?,
+            Some(_) => TimeLimit::of_socket(&self.time_limits, self.raw, direction.option, home)?,
             None => None,
         };
         let mut queue = direction.queue.lock();

@@ -131,7 +131,7 @@ impl CoFd<net::TcpStream> {
     /// May yield.
     #[track_caller]
     pub fn peek(&self, buf: &mut [u8]) -> io::Result<usize> {
-        self.read_with(|socket| socket.peek(buf))
+        self.read_calling(|socket| socket.peek(buf))
     }
 
     forward! {
@@ -247,7 +247,7 @@ impl CoFd<net::TcpListener> {
     /// May yield.
     #[track_caller]
     pub fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        let (socket, from) = self.read_with(|listener| Ok(acceptfrom_with(listener.as_fd(), FLAGS)?))?;
+        let (socket, from) = self.read_calling(|listener| Ok(acceptfrom_with(listener.as_fd(), FLAGS)?))?;
         let from = from.ok_or(Errno::AFNOSUPPORT)?.try_into()?;
         Ok((CoFd::register(socket.into(), Some(SocketType::STREAM))?, from))
     }
@@ -277,7 +277,7 @@ fn connect_to(address: SocketAddr) -> io::Result<TcpStream> {
         Err(error) => return Err(error.into()),
     }
     let stream = CoFd::register(net::TcpStream::from(socket), Some(SocketType::STREAM))?;
-    stream.write_with(|socket| match socket.take_error()? {
+    stream.write_calling(|socket| match socket.take_error()? {
         Some(error) => Err(error),
         None => match socket.peer_addr() {
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Err(io::ErrorKind::WouldBlock.into()),

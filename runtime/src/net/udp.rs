@@ -49,7 +49,7 @@ impl CoFd<net::UdpSocket> {
     #[track_caller]
     pub fn bind(address: impl ToSocketAddrs) -> io::Result<UdpSocket> {
         let _ = LocalContext::expect("creating a socket");
-        each_address(&address, |address| CoFd::new(net::UdpSocket::bind(address)?))
+        each_address(&address, |address| CoFd::of_sole_handle(net::UdpSocket::bind(address)?))
     }
 
     /// Sets the peer: the destination of [`send`](Self::send), and the only source from which
@@ -64,7 +64,7 @@ impl CoFd<net::UdpSocket> {
     /// May yield, if `address` is a name.
     #[track_caller]
     pub fn connect(&self, address: impl ToSocketAddrs) -> io::Result<()> {
-        each_address(&address, |address| self.get_ref().connect(address))
+        each_address(&address, |address| self.inner().connect(address))
     }
 
     /// Sends a datagram to the peer. Waits for space in the socket's queue.
@@ -83,7 +83,7 @@ impl CoFd<net::UdpSocket> {
     /// May yield.
     #[track_caller]
     pub fn send(&self, datagram: &[u8]) -> io::Result<usize> {
-        self.write_with(|socket| socket.send(datagram))
+        self.write_calling(|socket| socket.send(datagram))
     }
 
     /// Receives a datagram from the peer. The part that does not fit into `buf` is lost.
@@ -102,7 +102,7 @@ impl CoFd<net::UdpSocket> {
     /// May yield.
     #[track_caller]
     pub fn recv(&self, buf: &mut [u8]) -> io::Result<usize> {
-        self.read_with(|socket| socket.recv(buf))
+        self.read_calling(|socket| socket.recv(buf))
     }
 
     /// Sends a datagram to `address`, or to the first of its addresses. Waits for space in the
@@ -122,7 +122,7 @@ impl CoFd<net::UdpSocket> {
     #[track_caller]
     pub fn send_to(&self, datagram: &[u8], address: impl ToSocketAddrs) -> io::Result<usize> {
         let address = first_address(&address)?;
-        self.write_with(|socket| socket.send_to(datagram, address))
+        self.write_calling(|socket| socket.send_to(datagram, address))
     }
 
     /// Receives a datagram, and returns its length and source. The part that does not fit into
@@ -141,7 +141,7 @@ impl CoFd<net::UdpSocket> {
     /// May yield.
     #[track_caller]
     pub fn recv_from(&self, buf: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-        self.read_with(|socket| socket.recv_from(buf))
+        self.read_calling(|socket| socket.recv_from(buf))
     }
 
     forward! {

@@ -97,6 +97,53 @@ fn timeout_counts_whichever_handle_has_set_it() {
     });
 }
 
+/// Lets the socket wait once, for a byte of its peer.
+fn wait_once(ours: UnixStream, theirs: &UnixStream) -> UnixStream {
+    let reader = spawn_now(move || (&ours).read_exact(&mut [0]).map(|()| ours));
+    { theirs }.write_all(&[0]).unwrap();
+    reader.join().unwrap().unwrap()
+}
+
+fn read_times_out(ours: UnixStream) -> bool {
+    let reader = spawn(move || (&ours).read(&mut [0]).unwrap_err());
+    reader.join().unwrap().kind() == ErrorKind::TimedOut
+}
+
+#[test]
+fn timeout_set_after_a_wait_counts_whichever_way_leads_to_the_socket() {
+    // N6: a CoFd that has waited without a timeout obeys one that is set then: through itself, the
+    // socket in it, its descriptor, a call made with the socket, or a duplicate of it
+    let ways: [fn(&UnixStream); 6] = [
+        |ours| ours.set_read_timeout(Some(HOUR)).unwrap(),
+        |ours| ours.get_ref().set_read_timeout(Some(HOUR)).unwrap(),
+        |ours| set_socket_timeout(ours, Timeout::Recv, Some(HOUR)).unwrap(),
+        |ours| ours.read_with(|socket| socket.set_read_timeout(Some(HOUR))).unwrap(),
+        |ours| ours.write_with(|socket| socket.set_read_timeout(Some(HOUR))).unwrap(),
+        |ours| ours.try_clone().unwrap().set_read_timeout(Some(HOUR)).unwrap(),
+    ];
+    virtually(|_ctx, clock| {
+        for set in ways {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let ours = wait_once(ours, &theirs);
+            set(&ours);
+            assert!(read_times_out(ours));
+        }
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (other, duplicate) = (ours.try_clone().unwrap(), ours.get_ref().try_clone().unwrap());
+        let (ours, other) = (wait_once(ours, &theirs), wait_once(other, &theirs));
+        duplicate.set_read_timeout(Some(HOUR)).unwrap();
+        assert!(read_times_out(ours));
+        assert!(read_times_out(other));
+        let (ours, theirs) = unix::UnixStream::pair().unwrap();
+        let duplicate = ours.try_clone().unwrap();
+        let theirs = CoFd::new(theirs).unwrap();
+        let ours = wait_once(CoFd::new(ours).unwrap(), &theirs);
+        duplicate.set_read_timeout(Some(HOUR)).unwrap();
+        assert!(read_times_out(ours));
+        assert_eq!(clock.elapsed(), 9 * HOUR);
+    });
+}
+
 #[test]
 fn timeout_of_the_socket_and_of_the_caller_are_distinguished() {
     // N6, S4: the first timeout that expires ends the wait, with its own error; so does

@@ -78,7 +78,7 @@ where
 
 impl<S: AsFd> AsFd for CoFd<S> {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.inner.as_fd()
+        self.get_ref().as_fd()
     }
 }
 

@@ -61,7 +61,7 @@ impl<S: AsFd> CoFd<S> {
         let end = offset.saturating_add(len);
         while at < end {
             let count = (end - at).min(CHUNK) as usize;
-            let sent = self.write_with(|to| Ok(rustix::fs::sendfile(to, file, Some(&mut at), count)?))?;
+            let sent = self.write_calling(|to| Ok(rustix::fs::sendfile(to, file, Some(&mut at), count)?))?;
             if sent == 0 {
                 break;
             }
@@ -113,7 +113,7 @@ pub fn splice<A: AsFd, B: AsFd>(from: &CoFd<A>, to: &CoFd<B>, len: usize) -> io:
         to.wait_writable()?;
         // As for any call, edges are counted from before it.
         let before = (source.edges(), target.edges());
-        let (input, output) = (from.get_ref().as_fd(), to.get_ref().as_fd());
+        let (input, output) = (from.inner().as_fd(), to.inner().as_fd());
         match rustix::pipe::splice(input, None, output, None, len, SpliceFlags::NONBLOCK) {
             // The kernel does not tell which of them would block.
             Err(Errno::AGAIN) if is_readable(&input)? => target.exhausted_at.set(before.1),
