@@ -135,6 +135,7 @@ pub mod fs {
 /// Scopes, sets, handles, concurrent waits, times, signals, cancellation and errors of
 /// coroutines, beside [`spawn`] and [`JoinHandle`].
 pub mod task {
+    #[doc(alias("Handle", "spawn_pinned", "LocalPoolHandle"))]
     pub use crate::remote::Remote;
     #[doc(alias = "AbortOnDropHandle")]
     #[doc(inline)]
@@ -192,7 +193,7 @@ pub mod context {
     #[doc(inline)]
     pub use coralio_runtime::{
         BottomHalfInfo, ContextBuilder, ContextEnded, ContextGuard, Dump, EventNotifier, FdHandlerInfo, Interest,
-        PollHandler, PollHandlerInfo, Readiness, TimerInfo, VirtualClock,
+        PollHandler, PollHandlerInfo, Readiness, TimerInfo, VirtualClock, install_panic_hook,
     };
 }
 

@@ -40,7 +40,8 @@ thread_local! {
 /// The context has a state, such as its open files, which is created, used and dropped on the
 /// context's thread, and need not be `Send`.
 ///
-/// The thread ends when all handles have been dropped and all runs have ended.
+/// The thread ends when all handles have been dropped and all runs have ended. What else to know about
+/// coroutines and async code is at [`block_on`](crate::block_on#with-other-executors).
 ///
 /// ```
 /// use coralio::task::Remote;
@@ -62,7 +63,6 @@ thread_local! {
 /// })
 /// # as std::io::Result<()>
 /// ```
-#[doc(alias("Handle", "spawn_pinned", "LocalPoolHandle"))]
 pub struct Remote<S: 'static = ()> {
     shared: Arc<Shared>,
     _state: PhantomData<fn(&S)>,

@@ -134,9 +134,12 @@ async fn compare(path: &Path) -> io::Result<()> {
     let cpu = |way: &[Took]| median(way.iter().map(|took| took.cpu));
     for (name, way) in ["coralio", "pread, blocking pool", "tokio::fs"].iter().zip(&took) {
         let ratio = |of: fn(&Took) -> Duration| {
-            median(took[0].iter().zip(way).map(|(ours, other)| {
-                (1000.0 * of(ours).as_secs_f64() / of(other).as_secs_f64()) as u64
-            })) as f64
+            median(
+                took[0]
+                    .iter()
+                    .zip(way)
+                    .map(|(ours, other)| (1000.0 * of(ours).as_secs_f64() / of(other).as_secs_f64()) as u64),
+            ) as f64
                 / 1000.0
         };
         let (wall, cpu) = (wall(way), cpu(way));
