@@ -151,7 +151,7 @@ fn spans_are_left_by_panic_and_unwinding() {
             std::panic::resume_unwind(Box::new("on purpose"))
         });
         assert!(panics.join().is_err());
-        spawn(|| {
+        drop(spawn(|| {
             struct Drops;
             impl Drop for Drops {
                 fn drop(&mut self) {
@@ -160,8 +160,8 @@ fn spans_are_left_by_panic_and_unwinding() {
             }
             let _drops = Drops;
             suspend();
-        });
-        named("waits", suspend);
+        }));
+        drop(named("waits", suspend));
         yield_from_the_loop();
         Coroutine::builder().name("never ran").create(|| ()).unwrap();
     });

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use coralio::driver::BackendKind;
 use coralio::sync::{Barrier, Semaphore};
-use coralio::task::{Cancelled, Remote};
+use coralio::task::{Cancelled, Remote, check_cancelled};
 use coralio::{File, RuntimeBuilder, block_on, sleep};
 
 use crate::common::panic_of;
@@ -72,7 +72,10 @@ fn dropped_run_is_cancelled_and_dropped_handle_detaches() {
 
     let may_end = Arc::new(Semaphore::new(0));
     let waits = Arc::clone(&may_end);
-    drop(storage.spawn(move |()| ended.send(waits.acquire().map(drop))));
+    drop(storage.spawn(move |()| {
+        drop(waits.acquire());
+        ended.send(check_cancelled())
+    }));
     may_end.add_permits(1);
     assert_eq!(results.recv().unwrap(), Ok(()));
     block_on(storage.stop()).unwrap().unwrap();

@@ -18,7 +18,7 @@ pub(super) fn create(attributes: &Attributes) -> Span {
 impl Scheduler {
     /// Enters the span of `block`, which is about to run.
     pub(super) fn enter_span(&self, block: &'static ControlBlock) -> EnteredSpan {
-        self.outside(|| self.local(block).span.take().entered())
+        self.outside(|| self.local(block).span.replace(Span::none()).entered())
     }
 
     /// Leaves the span of `block`, which has yielded or ended; the end closes it.
