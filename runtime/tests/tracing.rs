@@ -105,7 +105,7 @@ fn events_are_in_the_span_of_their_coroutine_after_others_ran() {
             })
         });
         info!("outside");
-        tasks.map(|task| task.join().unwrap());
+        tasks.into_iter().for_each(|task| task.join().unwrap());
         info!("outside");
     });
     assert_eq!(recorded.events, ["outside: ", "first: a", "first: b", "second: a", "second: b", "outside: "]);
