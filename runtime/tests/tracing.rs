@@ -77,7 +77,7 @@ impl Subscriber for Recorder {
     fn record_follows_from(&self, _: &Id, _: &Id) {}
 }
 
-/// Runs `f` in a context, and returns what was recorded. Each coroutine's span was left and closed.
+/// Runs `f` in a context, and returns the record. Each coroutine's span was left and closed.
 fn recorded(f: impl FnOnce()) -> Recorded {
     let recorder = Recorder::default();
     tracing::subscriber::with_default(recorder.clone(), || {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use coralio::driver::BackendKind;
 use coralio::sync::{Barrier, Semaphore};
 use coralio::task::{Cancelled, Remote, check_cancelled};
-use coralio::{File, RuntimeBuilder, block_on, sleep};
+use coralio::{File, RuntimeBuilder, block_on, sleep, yield_now};
 
 use crate::common::panic_of;
 
@@ -116,8 +116,10 @@ fn thread_ends_with_the_last_handle() {
         let _run = OnDrop("run", dropped);
         drop(waits.acquire());
     }));
+    let context = storage.context().clone();
     drop(storage.clone());
     drop(storage);
+    context.spawn(|| (0..3).for_each(|_| yield_now())).join().expect("the run keeps the loop running");
     may_end.add_permits(1);
     let name = || Some("storage".to_string());
     assert_eq!(drops.iter().collect::<Vec<_>>(), [("run", name()), ("state", name())]);
