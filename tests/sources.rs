@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rules of the runtime: letter and number of rules.
-const RULES: [(char, usize); 5] = [('C', 13), ('W', 5), ('X', 14), ('S', 14), ('N', 7)];
+const RULES: [(char, usize); 5] = [('C', 13), ('W', 5), ('X', 14), ('S', 17), ('N', 7)];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

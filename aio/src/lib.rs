@@ -38,6 +38,7 @@
 //! | wait, with a limit | [`sleep`], [`timeout`], [`yield_now`]; intervals, cancellation: [`task`] |
 //! | wait for several things | [`task::select`], [`task::race`], [`task::JoinSet`] |
 //! | call blocking code, or a future | [`unblock`], [`block_on`] |
+//! | use it from an async program | [`task::Remote`] |
 //! | share data between coroutines | [`sync`]: locks, semaphore, channels, notifications, barrier |
 //! | use sockets and pipes | [`net`] |
 //! | use the event loop itself | [`context`]: bottom halves, timers, descriptors, I/O threads |
@@ -91,6 +92,7 @@ pub mod commit;
 pub mod driver;
 pub mod engine;
 mod file;
+mod remote;
 pub mod simulate;
 mod threads;
 
@@ -134,6 +136,8 @@ pub mod fs {
 /// Scopes, sets, handles, concurrent waits, times, signals, cancellation and errors of
 /// coroutines, beside [`spawn`] and [`JoinHandle`].
 pub mod task {
+    #[doc(alias("Handle", "spawn_pinned", "LocalPoolHandle"))]
+    pub use crate::remote::Remote;
     #[doc(alias = "AbortOnDropHandle")]
     #[doc(inline)]
     pub use coralio_runtime::CancelOnDrop;
@@ -190,7 +194,7 @@ pub mod context {
     #[doc(inline)]
     pub use coralio_runtime::{
         BottomHalfInfo, ContextBuilder, ContextEnded, ContextGuard, Dump, EventNotifier, FdHandlerInfo, Interest,
-        PollHandler, PollHandlerInfo, Readiness, TimerInfo, VirtualClock,
+        PollHandler, PollHandlerInfo, Readiness, TimerInfo, VirtualClock, install_panic_hook,
     };
 }
 

@@ -4,6 +4,7 @@ pub(crate) mod backtrace;
 pub(crate) mod deadlock;
 pub(crate) mod dump;
 pub(crate) mod interrupt;
+pub(crate) mod panic_hook;
 pub(crate) mod signal;
 pub(crate) mod stack_overflow;
 pub(crate) mod stack_usage;

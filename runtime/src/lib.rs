@@ -82,7 +82,10 @@
 //! - `tracing`: a span that is entered across a suspension is current for all coroutines that run
 //!   meanwhile, and their events are recorded in it. Enter the span between suspensions
 //!   (`span.in_scope(..)`), or pass it to events by `parent:`. The same applies to `set_default` of
-//!   a subscriber.
+//!   a subscriber. With this crate's feature `tracing`, each coroutine has a span of its own, named
+//!   `coroutine`, which is entered and left with it at each switch: its events are in that span, also
+//!   after others ran. The parent of the span is the one that was current where the coroutine was
+//!   created, so a coroutine spawned within a request's span belongs to the request.
 //! - [`std::thread::panicking`] and the guards of [`std::sync::Mutex`] belong to the thread as
 //!   well. Use [`CoMutex`] for locks that are held across a suspension.
 //!
@@ -133,6 +136,7 @@ pub use coroutine::error::{Cancelled, EnterError, ScheduleError};
 pub use coroutine::id::CoroutineId;
 pub use coroutine::stack::{DEFAULT_STACK_SIZE, MIN_STACK_SIZE};
 pub use diagnostics::dump::Dump;
+pub use diagnostics::panic_hook::install_panic_hook;
 pub use io_thread::IoThread;
 pub use net::{CoFd, Signal, ctrl_c, signal, wait_readable, wait_writable};
 pub use sync::{

@@ -40,6 +40,8 @@ pub(crate) mod notify;
 mod ready;
 pub(crate) mod remote_queue;
 pub(crate) mod shared;
+#[cfg(feature = "tracing")]
+mod span;
 mod switch;
 mod teardown;
 mod unwinding;

@@ -15,5 +15,5 @@ pub(crate) use cpus::Pinned;
 pub(crate) use descriptors::{Epoll, EventFd, Ready, TimerFd, set_nonblocking};
 pub(crate) use fork::{enter_child, in_child, refuse_in_child};
 pub(crate) use os_error::explained;
-pub(crate) use panic::{FirstPanic, Payload, drop_quietly};
+pub(crate) use panic::{__rust_begin_short_backtrace, FirstPanic, Payload, drop_quietly};
 pub(crate) use report::{abort, report};

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::{Log, in_child};
-use coralio_runtime::{AioContext, Coroutine, can_suspend, report, spawn, suspend};
+use coralio_runtime::{AioContext, Coroutine, can_suspend, install_panic_hook, report, spawn, suspend};
 
 const CHILD: &str = "CORALIO_TEST_CHILD";
 
@@ -127,4 +127,45 @@ fn long_message_does_not_wait_for_a_stopped_reader() {
         .unwrap();
     // Reads nothing, and keeps the pipe open.
     assert!(child.wait().unwrap().success());
+}
+
+#[inline(never)]
+fn parses_nothing() {
+    panic!("no input");
+}
+
+#[test]
+fn panic_message_names_the_coroutine() {
+    // S16: with the hook installed, a line names the coroutine that panics, and the hook before it is
+    // called; a payload that is passed on writes nothing. std's backtrace ends at the coroutine's
+    // closure.
+    let Some(child) = in_child("panic_message_names_the_coroutine") else {
+        if std::env::var_os("RUST_BACKTRACE").is_none() {
+            // SAFETY: the only test of this process.
+            #[allow(unsafe_code)]
+            unsafe {
+                std::env::set_var("RUST_BACKTRACE", "1");
+            }
+        }
+        install_panic_hook();
+        install_panic_hook();
+        AioContext::run(|_| {
+            let parser = Coroutine::builder().name("parser").spawn(parses_nothing).unwrap();
+            let payload = parser.join().unwrap_err();
+            let again = spawn(|| std::panic::resume_unwind(payload));
+            assert!(again.join().is_err());
+        });
+        return;
+    };
+    let said = String::from_utf8(child.stderr).unwrap();
+    assert!(child.status.success(), "{said}");
+    let lines: Vec<_> = said.lines().filter(|line| line.starts_with("coralio: ")).collect();
+    let [line] = lines[..] else { panic!("not one line: {said}") };
+    assert!(
+        line.starts_with("coralio: panic in coroutine 'parser', created at ") && line.contains("reports.rs:"),
+        "{line}"
+    );
+    assert!(said.contains("no input"), "{said}");
+    assert!(said.contains("parses_nothing"), "{said}");
+    assert!(!said.contains("coralio_runtime::scheduler::switch"), "{said}");
 }

@@ -7,6 +7,7 @@ mod common;
 mod context_threads;
 mod held;
 mod refused;
+mod remote;
 mod route;
 mod seccomp;
 mod two_engines;

@@ -110,6 +110,9 @@ pub(crate) struct LocalState {
     pub(crate) name: RefCell<Option<Cow<'static, str>>>,
     pub(crate) serial: Cell<u64>,
     pub(crate) created_at: Cell<&'static Location<'static>>,
+    /// Out while the coroutine is entered.
+    #[cfg(feature = "tracing")]
+    pub(crate) span: Cell<tracing::Span>,
 }
 
 /// The part of a block that a switch touches. AddressSanitizer makes a stack lease larger.
@@ -163,6 +166,8 @@ impl ControlBlock {
                 deadlines: Cell::new(ptr::null()),
                 shields: Cell::new(0),
                 local_values: Cell::new(ptr::null()),
+                #[cfg(feature = "tracing")]
+                span: Cell::new(tracing::Span::none()),
             },
         }
     }
@@ -253,7 +258,7 @@ impl LocalState {
 
 /// Four cache lines: a suspended coroutine costs little more than the page of its stack (rule
 /// C12).
-#[cfg(not(feature = "sanitizer"))]
+#[cfg(not(any(feature = "sanitizer", feature = "tracing")))]
 const _: () = assert!(size_of::<ControlBlock>() <= 256);
 
 /// A coroutine's name as messages show it: `'A'`, or `#17`. Formatting allocates nothing and does

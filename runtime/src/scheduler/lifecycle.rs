@@ -15,7 +15,7 @@ use crate::coroutine::{
     Attributes, BlockRef, Cancelled, ControlBlock, Joiner, RawCoroutine, ResultSlot, Resume, RunningStack, State,
 };
 use crate::scheduler::Scheduler;
-use crate::sys::Payload;
+use crate::sys::{__rust_begin_short_backtrace, Payload};
 
 impl Scheduler {
     /// Creates a coroutine, suspended before its first instruction (rule C1).
@@ -49,6 +49,9 @@ impl Scheduler {
         if self.ending.get() {
             return Err(io::Error::other("the context is ending and starts no new coroutine"));
         }
+        // First: the subscriber is foreign code.
+        #[cfg(feature = "tracing")]
+        let span = super::span::create(&attributes);
         let lease = self.stacks.take(attributes.stack_size)?;
         let mut rest = lease;
         let Some(place) = rest.carve(size_of::<thread::Result<T>>(), align_of::<thread::Result<T>>()) else {
@@ -73,6 +76,8 @@ impl Scheduler {
         self.serial.set(self.serial.get() + 1);
         local.reset(attributes, self.serial.get(), lease, ResultSlot::of::<T>(place));
         local.propagates.set(propagates);
+        #[cfg(feature = "tracing")]
+        local.span.set(span);
         local.since.set(self.clock.ms());
         if measure {
             lease.paint();
@@ -83,7 +88,7 @@ impl Scheduler {
             self.switching.set(false);
             local.yielder.set(yielder);
             let outcome = catch_unwind(AssertUnwindSafe(|| match first {
-                Resume::Continue => f(),
+                Resume::Continue => __rust_begin_short_backtrace(f),
                 Resume::Backtrace => unreachable!("only an entered coroutine is traced"),
                 Resume::Unwind => {
                     drop(f);

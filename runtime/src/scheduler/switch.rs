@@ -95,6 +95,8 @@ impl Scheduler {
     #[inline]
     fn switch_in(&self, block: &'static ControlBlock, how: Resume) -> Option<Payload> {
         let local = self.local(block);
+        #[cfg(feature = "tracing")]
+        let span = self.enter_span(block);
         local.state.set(State::Entered);
         block.word.clear_scheduled();
         // SAFETY: the state was Suspended or Scheduled, so the raw coroutine is in its slot; now it
@@ -103,6 +105,8 @@ impl Scheduler {
         self.switching.set(true);
         let result = raw.resume(how);
         self.switching.set(false);
+        #[cfg(feature = "tracing")]
+        self.leave_span(block, span, matches!(result, CoroutineResult::Return(())));
         match result {
             CoroutineResult::Yield(()) => None,
             CoroutineResult::Return(()) => self.finish(block),

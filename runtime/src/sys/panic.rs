@@ -1,11 +1,22 @@
 //! Panics in code of the user that must not prevent the steps behind it.
 
 use std::any::Any;
+use std::hint::black_box;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// The payload of a panic.
 pub(crate) type Payload = Box<dyn Any + Send>;
+
+/// Calls `f`. The name makes the backtrace of a panic in `f` end with `f`: std omits the frames
+/// between this marker and the thread's own stack unless `RUST_BACKTRACE=full`.
+#[inline(never)]
+pub(crate) fn __rust_begin_short_backtrace<R>(f: impl FnOnce() -> R) -> R {
+    let result = f();
+    // Not a tail call, which would leave no frame.
+    black_box(());
+    result
+}
 
 /// The first panic of several steps, each of which runs although an earlier one panicked.
 #[derive(Default)]

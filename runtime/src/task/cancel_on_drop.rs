@@ -1,6 +1,9 @@
 //! Join handles that cancel their coroutine when they are dropped (rule S8).
 
 use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::thread;
 
 use crate::task::{JoinHandle, RemoteJoinHandle};
@@ -110,6 +113,17 @@ impl<T> CancelOnDrop<RemoteJoinHandle<T>> {
     #[track_caller]
     pub fn join(self) -> thread::Result<T> {
         self.into_inner().join()
+    }
+}
+
+/// The future of the plain handle; dropping it cancels the coroutine, as dropping an `async fn`'s
+/// future does.
+impl<H: Handle + Future + Unpin> Future for CancelOnDrop<H> {
+    type Output = H::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<H::Output> {
+        let handle = self.0.as_mut().unwrap_or_else(|| unreachable!("taken only by `into_inner`, which ends it"));
+        Pin::new(handle).poll(context)
     }
 }
 

@@ -61,13 +61,6 @@ impl WakeTarget {
 ///
 /// The future is polled only by this call, so it need not be `Send`.
 ///
-/// A future that needs a runtime, as tokio's sockets do, finds it if that runtime was entered on
-/// this thread. Enter it once, around the call that runs the context. A guard of `Handle::enter`
-/// that a coroutine holds across a suspension makes tokio panic as soon as two coroutines drop
-/// theirs out of order: see [thread state held across a
-/// suspension](crate#thread-state-held-across-a-suspension). tokio's sockets and timers need a
-/// runtime whose own threads drive them (`new_multi_thread`).
-///
 /// ```
 /// use coralio::{block_on, spawn};
 /// use coralio::context::AioContext;
@@ -91,6 +84,34 @@ impl WakeTarget {
 ///     assert_eq!(sum.join().unwrap().unwrap(), Ok(42));
 /// });
 /// ```
+///
+/// # With other executors
+///
+/// - *Runtime of a future.* A future that needs a runtime, as tokio's sockets do, finds it if that
+///   runtime was entered on this thread. Enter it once, around the call that runs the context. A guard
+///   of `Handle::enter` that a coroutine holds across a suspension makes tokio panic as soon as two
+///   coroutines drop theirs out of order: see [thread state held across a
+///   suspension](crate#thread-state-held-across-a-suspension). tokio's sockets and timers need a
+///   runtime whose own threads drive them (`new_multi_thread`).
+/// - *Within an executor's task.* Outside a context, this function and the handles' `join` block the
+///   thread, and with it all tasks that the executor would run there; a future that needs one of them
+///   is never ready. tokio's own `block_on` panics there, this one cannot know. `await` the handle
+///   instead: any executor can.
+/// - *Handles as futures.* A [`JoinHandle`](crate::JoinHandle) stays on its thread. For tasks on other
+///   threads spawn by [`AioContext::spawn`](crate::AioContext::spawn), whose handle is `Send`. Dropping
+///   either future detaches the coroutine; `cancel_on_drop` turns the handle into a future that
+///   cancels it, as expected of an `async fn` under a timeout or in `select!`.
+/// - *Cancelled waits.* The future is dropped where it waits, as by `select!`. If it is not
+///   cancel-safe, what it has done by then is lost: wait under a [`shield`](crate::shield), pass the
+///   future by `&mut` and wait again, or hand it to its own runtime (`tokio::spawn`) and wait for that
+///   handle.
+/// - *Wakers.* The waker passed to the future may be called on any thread, with locks held, and more
+///   than once: it only schedules the coroutine for the loop's next iteration, and notifies the loop
+///   at most once per sleep. The waker of an executor that polls a handle is called on the thread of
+///   the context when the coroutine ends, outside any coroutine; an executor that runs the task inside
+///   `wake` holds up the loop.
+/// - *Stack.* The future lies on the stack of the coroutine, and is polled there: box a large one, or
+///   set [`stack_size`](crate::CoroutineBuilder::stack_size).
 ///
 /// # Errors
 ///

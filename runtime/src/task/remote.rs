@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use crate::context::AioContext;
 use crate::coroutine::Cancelled;
+use crate::sys::__rust_begin_short_backtrace;
 use crate::task::{Coroutine, CoroutineBuilder, Waker, block_on};
 
 /// The shared slot in which a coroutine of another thread stores its outcome.
@@ -142,7 +143,7 @@ impl CoroutineBuilder {
         context.shared.scheduler.run_at_home(Box::new(move || {
             let body = move || {
                 sender.begin();
-                sender.sender(catch_unwind(AssertUnwindSafe(f)));
+                sender.sender(catch_unwind(AssertUnwindSafe(|| __rust_begin_short_backtrace(f))));
             };
             // On failure (no memory) it drops the body, and with it `sender`, which reports the
             // failure to the handle.

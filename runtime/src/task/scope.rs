@@ -17,7 +17,7 @@ use std::{io, thread, vec};
 use crate::context::LocalContext;
 use crate::coroutine::{BlockRef, Cancelled, WaitReason};
 use crate::scheduler::Scheduler;
-use crate::sys::{Payload, drop_quietly};
+use crate::sys::{__rust_begin_short_backtrace, Payload, drop_quietly};
 use crate::task::{Coroutine, CoroutineBuilder, JoinHandle};
 
 /// Runs `f`, which may spawn coroutines that borrow, and waits for all of them. A coroutine is
@@ -129,7 +129,7 @@ impl<'scope> Scope<'scope, '_> {
             // Dropped last.
             let ended = ended;
             let run = || {
-                let value = f();
+                let value = __rust_begin_short_backtrace(f);
                 // The value will not be fetched. Dropped here, while the coroutine still counts: it
                 // may borrow, and its destructor may run the loop, and with it the party that waits
                 // for the scope.
