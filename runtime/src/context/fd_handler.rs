@@ -101,7 +101,7 @@ pub(crate) struct Queues {
 
 impl Watch {
     fn events(&self) -> u32 {
-        self.interest.events() | if self.edges { libc::EPOLLET as u32 } else { 0 }
+        self.interest.events() | if self.edges { (libc::EPOLLET | libc::EPOLLPRI) as u32 } else { 0 }
     }
 
     /// Makes the epoll set agree with the entry. An entry without interest is removed from the set:

@@ -23,12 +23,13 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
-use rustix::net::SocketType;
-use rustix::net::sockopt::{Timeout, socket_type};
+use rustix::net::sockopt::{Timeout, socket_domain, socket_type};
+use rustix::net::{AddressFamily, SocketType};
 
 use crate::context::{FdHandler, Interest, LocalContext, Readiness};
 use crate::coroutine::{Cancelled, WaitReason};
 use crate::net::readiness::BorrowedRawFd;
+use crate::scheduler::Scheduler;
 use crate::sync::wait_queue::WaitQueue;
 use crate::sys::set_nonblocking;
 
@@ -43,8 +44,10 @@ pub use transfer::splice;
 #[derive(Default)]
 struct EdgeCount {
     count: u64,
-    /// The peer has closed one or both directions: the last edge may have come already.
-    closing: bool,
+    /// A short read does not show that the stream is drained: the peer has closed one or both
+    /// directions, so that the last edge may have come already; or it has sent urgent data, at which
+    /// a read stops.
+    short_reads_show_nothing: bool,
 }
 
 /// The waiters, and the edges they wait for. Shared with the handler, which another thread's poll
@@ -57,13 +60,14 @@ struct Waiters {
 impl Waiters {
     fn report(&self, events: u32) {
         let readiness = Readiness::of(events);
+        let is_urgent = events & libc::EPOLLPRI as u32 != 0;
         let closing = events & (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) as u32 != 0;
-        for (queue, ready) in [(&self.read, readiness.readable), (&self.write, readiness.writable)] {
+        for (queue, ready) in [(&self.read, readiness.readable || is_urgent), (&self.write, readiness.writable)] {
             if ready {
                 let mut locked = queue.lock();
                 let edges = locked.state();
                 edges.count += 1;
-                edges.closing |= closing;
+                edges.short_reads_show_nothing |= closing || is_urgent;
                 queue.grant_all(locked, |queue| queue.grant_first());
             }
         }
@@ -122,8 +126,8 @@ const NOT_KNOWN: u64 = u64::MAX;
 /// [`write_with`](CoFd::write_with), all of which give access to the socket. It costs none for
 /// sockets that were created by `connect`, `bind` or `accept`.
 ///
-/// A coroutine whose descriptor is always ready never waits. To let other coroutines run, it must
-/// call [`yield_now`](crate::yield_now) from time to time.
+/// A coroutine whose descriptor is always ready does not wait, but lets other coroutines run after
+/// every 64 operations.
 pub struct CoFd<S> {
     /// Before `inner`: the watch ends before the descriptor is closed.
     watch: FdHandler,
@@ -136,9 +140,12 @@ pub struct CoFd<S> {
     writers: Cell<u32>,
     /// The descriptor's number, for descriptions of waits.
     raw: i32,
-    /// `None`: not a socket. In a stream socket, a short read or write means that the direction is
-    /// exhausted.
+    /// `None`: not a socket. In a stream socket, a short write means that there is no more space.
     socket_type: Option<SocketType>,
+    /// In a TCP socket, a short read means that there is no more data.
+    is_internet: bool,
+    /// Operations since the last suspension, see [`let_others_run`](Self::let_others_run).
+    unsuspended: Cell<u32>,
     time_limits: TimeLimits,
     inner: S,
     /// Only coroutines of its context's home thread can wait for it.
@@ -180,6 +187,8 @@ impl<S: AsFd> CoFd<S> {
     pub(super) fn register(inner: S, socket_type: Option<SocketType>) -> io::Result<CoFd<S>> {
         let home = LocalContext::expect("creating a CoFd");
         let fd = inner.as_fd();
+        let is_internet =
+            socket_type.is_some() && matches!(socket_domain(fd), Ok(AddressFamily::INET | AddressFamily::INET6));
         let waiters = Arc::new(Waiters {
             read: WaitQueue::new(EdgeCount::default()),
             write: WaitQueue::new(EdgeCount::default()),
@@ -195,6 +204,8 @@ impl<S: AsFd> CoFd<S> {
             writers: Cell::new(0),
             raw: fd.as_raw_fd(),
             socket_type,
+            is_internet,
+            unsuspended: Cell::new(0),
             time_limits: TimeLimits::new(true),
             inner,
             _home: PhantomData,
@@ -274,6 +285,7 @@ impl<S> CoFd<S> {
         }
         let direction = self.writing();
         if !direction.is_exhausted() {
+            self.let_others_run();
             return Ok(());
         }
         self.writers.set(self.writers.get() + 1);
@@ -404,8 +416,10 @@ impl<S> CoFd<S> {
     #[track_caller]
     fn wait(&self, direction: &Direction<'_>, reason: WaitReason) -> io::Result<()> {
         if !direction.is_exhausted() {
+            self.let_others_run();
             return Ok(());
         }
+        self.unsuspended.set(0);
         let home = LocalContext::expect("waiting for a descriptor");
         if !Arc::ptr_eq(&home.context.shared, &self.watch.0.shared) {
             let why = "the descriptor belongs to another context; take it out with `into_inner` and create a CoFd from \
@@ -431,6 +445,20 @@ impl<S> CoFd<S> {
         }
     }
 
+    /// Yields after many operations without a suspension, so that a fast peer does not keep the
+    /// context for itself.
+    fn let_others_run(&self) {
+        const OPERATIONS: u32 = 64;
+        let unsuspended = self.unsuspended.get() + 1;
+        self.unsuspended.set(unsuspended % OPERATIONS);
+        if unsuspended < OPERATIONS {
+            return;
+        }
+        if let Some(scheduler) = Scheduler::current().filter(|scheduler| scheduler.can_suspend()) {
+            scheduler.reschedule();
+        }
+    }
+
     #[track_caller]
     fn read_until<R>(
         &self,
@@ -447,10 +475,10 @@ impl<S> CoFd<S> {
     }
 
     /// Returns whether a read has drained the stream: it returned fewer bytes than requested, so
-    /// later data causes an edge. Not while the peer is closing: its last edge may have been
-    /// reported already.
+    /// later data causes an edge. Not for a Unix socket, where a read stops at a message with
+    /// descriptors, too.
     fn has_drained(&self, done: usize, wanted: usize, edges: &EdgeCount) -> bool {
-        self.is_stream() && 0 < done && done < wanted && !edges.closing
+        self.is_internet && self.is_stream() && 0 < done && done < wanted && !edges.short_reads_show_nothing
     }
 
     #[track_caller]

@@ -95,7 +95,7 @@ impl<S: AsFd> CoFd<S> {
 ///
 /// # Errors
 ///
-/// `InvalidInput`: neither is a pipe. Other errors of the kernel. As
+/// `InvalidInput`: neither is a pipe. `Unsupported`: the peer has sent urgent data. Other errors of the kernel. As
 /// [`wait_readable`](CoFd::wait_readable) and [`wait_writable`](CoFd::wait_writable).
 ///
 /// # Panics
@@ -107,7 +107,9 @@ impl<S: AsFd> CoFd<S> {
 /// May yield.
 #[track_caller]
 pub fn splice<A: AsFd, B: AsFd>(from: &CoFd<A>, to: &CoFd<B>, len: usize) -> io::Result<usize> {
+    const ATTEMPTS: u32 = 16;
     let (source, target) = (from.reading(), to.writing());
+    let mut refused_though_ready = 0;
     loop {
         from.wait_readable()?;
         to.wait_writable()?;
@@ -116,14 +118,20 @@ pub fn splice<A: AsFd, B: AsFd>(from: &CoFd<A>, to: &CoFd<B>, len: usize) -> io:
         let (input, output) = (from.inner().as_fd(), to.inner().as_fd());
         match rustix::pipe::splice(input, None, output, None, len, SpliceFlags::NONBLOCK) {
             // The kernel does not tell which of them would block.
-            Err(Errno::AGAIN) if is_readable(&input)? => target.exhausted_at.set(before.1),
-            Err(Errno::AGAIN) => source.exhausted_at.set(before.0),
+            Err(Errno::AGAIN) if !is_ready(&input, PollFlags::IN)? => source.exhausted_at.set(before.0),
+            Err(Errno::AGAIN) if !is_ready(&output, PollFlags::OUT)? => target.exhausted_at.set(before.1),
+            // Either it has just become ready, or the kernel never passes these data on.
+            Err(Errno::AGAIN) if refused_though_ready < ATTEMPTS => refused_though_ready += 1,
+            Err(Errno::AGAIN) => {
+                let why = "splice cannot pass on the urgent data of a socket; use read and write";
+                return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+            }
             moved => return Ok(moved?),
         }
     }
 }
 
-fn is_readable(fd: &impl AsFd) -> io::Result<bool> {
+fn is_ready(fd: &impl AsFd, events: PollFlags) -> io::Result<bool> {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    Ok(poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&now))? > 0)
+    Ok(poll(&mut [PollFd::new(fd, events)], Some(&now))? > 0)
 }
