@@ -59,9 +59,9 @@ thread_local! {
 ///     let [first, second] = parts;
 ///     assert_eq!((&first.await.unwrap()?, &second.await.unwrap()?), (b"[pac", b"kage"));
 ///     storage.stop().await.unwrap();
-///     Ok(())
-/// })
-/// # as std::io::Result<()>
+///     std::io::Result::Ok(())
+/// })?;
+/// # std::io::Result::Ok(())
 /// ```
 pub struct Remote<S: 'static = ()> {
     shared: Arc<Shared>,
