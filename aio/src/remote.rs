@@ -159,7 +159,7 @@ impl<S: 'static> Remote<S> {
         self.shared.context.spawn(move || {
             let _open = open.unwrap_or_else(|| resume_unwind(Box::new(Cancelled)));
             let state = STATE.with_borrow(Clone::clone).and_then(|state| state.downcast::<S>().ok());
-            f(&state.expect("the state lives while a run does"))
+            f(&state.unwrap_or_else(|| unreachable!("the state lives while a run does")))
         })
     }
 
