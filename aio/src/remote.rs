@@ -59,9 +59,9 @@ thread_local! {
 ///     let [first, second] = parts;
 ///     assert_eq!((&first.await.unwrap()?, &second.await.unwrap()?), (b"[pac", b"kage"));
 ///     storage.stop().await.unwrap();
-///     Ok(())
-/// })
-/// # as std::io::Result<()>
+///     std::io::Result::Ok(())
+/// })?;
+/// # std::io::Result::Ok(())
 /// ```
 pub struct Remote<S: 'static = ()> {
     shared: Arc<Shared>,
@@ -159,7 +159,7 @@ impl<S: 'static> Remote<S> {
         self.shared.context.spawn(move || {
             let _open = open.unwrap_or_else(|| resume_unwind(Box::new(Cancelled)));
             let state = STATE.with_borrow(Clone::clone).and_then(|state| state.downcast::<S>().ok());
-            f(&state.expect("the state lives while a run does"))
+            f(&state.unwrap_or_else(|| unreachable!("the state lives while a run does")))
         })
     }
 

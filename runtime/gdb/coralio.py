@@ -371,9 +371,10 @@ class Backtrace(gdb.Command):
                 for frame in DETOUR.frames():
                     # The frames below the coroutine's own closure, and those of the switch, are the
                     # same for all.
-                    if "::create_on_stack::" in (frame.name() or ""):
+                    name = frame.name() or ""
+                    if "::__rust_begin_short_backtrace" in name or "::create_on_stack::" in name:
                         break
-                    if not (frame.name() or "").startswith("corosensei::"):
+                    if not name.startswith("corosensei::"):
                         show(frame)
 
 
