@@ -117,6 +117,7 @@ fn each_operation_waits_for_its_own_direction() {
         assert_eq!(writer.join().unwrap(), (4, 2), "once in vain, once with space");
 
         assert_eq!(ours.try_read(&mut [0; 8]).unwrap(), 1);
+        ours.try_read(&mut [0; 8]).unwrap_err();
         let filled = fill(ours.get_ref());
         let both = spawn_now({
             let ours = Rc::clone(&ours);

@@ -5,8 +5,8 @@
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::net::Shutdown;
-use std::os::fd::FromRawFd;
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,6 +21,12 @@ use coralio_runtime::{AioContext, Cancelled, CoFd, Interest, TimedOut, spawn, ti
 fn pair() -> (Rc<CoFd<UnixStream>>, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     (Rc::new(CoFd::new(ours).unwrap()), theirs)
+}
+
+fn tcp_pair() -> (Rc<CoFd<TcpStream>>, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (Rc::new(CoFd::new(ours).unwrap()), listener.accept().unwrap().0)
 }
 
 /// Returns the read end and the write end of a pipe.
@@ -100,10 +106,10 @@ fn two_readers_and_a_writer_share_a_descriptor() {
 
 #[test]
 fn short_read_needs_no_second_check() {
-    // X4: after a short read the stream is known to be empty, so the next read waits without a
+    // X4: after a short read a TCP stream is known to be empty, so the next read waits without a
     // system call; and is woken
     AioContext::run(|ctx| {
-        let (ours, mut theirs) = pair();
+        let (ours, mut theirs) = tcp_pair();
         theirs.write_all(b"abc").unwrap();
         let task = spawn(move || {
             let mut room = [0; 8];
@@ -118,6 +124,71 @@ fn short_read_needs_no_second_check() {
         while ctx.poll(false) {}
         theirs.write_all(b"de").unwrap();
         assert_eq!(task.join().unwrap(), (3, 2, 1));
+    });
+}
+
+#[test]
+fn read_stops_early_at_urgent_data_or_a_message() {
+    // X4: a read may return less than there is: at the mark of urgent data, or in a Unix socket at
+    // credentials or descriptors. What follows is read without a further edge
+    let send = |fd: i32, bytes: &[u8], flags| {
+        // SAFETY: the bytes outlive the call.
+        let sent = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) };
+        assert_eq!(sent, bytes.len() as isize);
+    };
+    AioContext::run(|_ctx| {
+        let (ours, theirs) = tcp_pair();
+        send(theirs.as_raw_fd(), b"aa", 0);
+        send(theirs.as_raw_fd(), b"x", libc::MSG_OOB);
+        send(theirs.as_raw_fd(), b"bb", 0);
+        let mut all = Vec::new();
+        let read = spawn(move || {
+            while all.len() < 4 {
+                let mut room = [0; 16];
+                let count = (&*ours).read(&mut room).unwrap();
+                all.extend_from_slice(&room[..count]);
+            }
+            all
+        });
+        assert_eq!(read.join().unwrap(), b"aabb");
+    });
+    AioContext::run(|_ctx| {
+        let (ours, theirs) = pair();
+        let (fd, first) = (theirs.as_raw_fd(), [std::io::IoSlice::new(b"a")]);
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut rights = rustix::net::SendAncillaryBuffer::new(&mut space);
+        let sent = [theirs.as_fd()];
+        assert!(rights.push(rustix::net::SendAncillaryMessage::ScmRights(&sent)));
+        rustix::net::sendmsg(&theirs, &first, &mut rights, rustix::net::SendFlags::empty()).unwrap();
+        send(fd, b"b", 0);
+        let read = spawn(move || [read_more(&ours), read_more(&ours)]);
+        assert_eq!(read.join().unwrap(), *b"ab");
+    });
+}
+
+/// Reads a byte into a larger buffer.
+fn read_more(mut from: &CoFd<UnixStream>) -> u8 {
+    let mut room = [0; 16];
+    assert_eq!(from.read(&mut room).unwrap(), 1);
+    room[0]
+}
+
+#[test]
+fn busy_socket_lets_others_run() {
+    // X4: a coroutine whose socket is always ready yields from time to time
+    AioContext::run(|ctx| {
+        let (ours, mut theirs) = pair();
+        theirs.write_all(&[7; 1000]).unwrap();
+        let has_run = Rc::new(Cell::new(false));
+        let reader = spawn({
+            let has_run = Rc::clone(&has_run);
+            move || (0..1000).position(|_| read_byte(&ours) == 7 && has_run.get())
+        });
+        let _other = spawn(move || has_run.set(true));
+        while !reader.is_finished() {
+            ctx.poll(false);
+        }
+        assert!(reader.join().unwrap().is_some());
     });
 }
 
