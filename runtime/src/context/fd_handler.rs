@@ -201,7 +201,7 @@ impl State<Watch> {
                 continue;
             }
             // The interest may have changed since the report; errors always count.
-            let wanted = watch.interest.events() | (libc::EPOLLERR | libc::EPOLLHUP) as u32;
+            let wanted = watch.events() | (libc::EPOLLERR | libc::EPOLLHUP) as u32;
             let events = mem::take(&mut watch.reported) & wanted;
             if watch.interest != Interest::Disabled && events != 0 {
                 if let Some(started) = self.start(key) {
