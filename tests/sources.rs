@@ -93,8 +93,8 @@ const MACROS: [&str; 5] = ["eprintln!", "eprint!", "println!", "print!", "dbg!"]
 fn sources(folder: &Path, into: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        // Only tests may print by macros.
-        let is_test = ["tests", "tests.rs", "fuzz"].iter().any(|name| path.ends_with(name));
+        // Only tests may print by macros, and the other implementations that are measured.
+        let is_test = ["tests", "tests.rs", "fuzz", "peers"].iter().any(|name| path.ends_with(name));
         if path.is_dir() && !is_test {
             sources(&path, into);
         } else if path.extension().is_some_and(|extension| extension == "rs") && !is_test {
