@@ -166,6 +166,10 @@ fn panic_message_names_the_coroutine() {
         "{line}"
     );
     assert!(said.contains("no input"), "{said}");
+    // Backtraces are off under valgrind, where to read the debug information takes seconds.
+    if std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value == "0") {
+        return;
+    }
     assert!(said.contains("parses_nothing"), "{said}");
     assert!(!said.contains("coralio_runtime::scheduler::switch"), "{said}");
 }

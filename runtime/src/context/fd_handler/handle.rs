@@ -20,7 +20,7 @@ impl AioContext {
     ///
     /// `AlreadyExists`: the descriptor has a watch already; use [`FdHandler::set_interest`].
     /// `PermissionDenied`: epoll does not support the descriptor, for example a regular file, which
-    /// is always ready. `NotConnected`: the context has ended ([`ContextEnded`]). Also fails if out
+    /// is always ready. `NotConnected`: the context has ended ([`ContextEnded`](crate::ContextEnded)). Also fails if out
     /// of memory. `fd` and `handler` are dropped on failure.
     #[doc(alias = "aio_set_fd_handler")]
     #[track_caller]
