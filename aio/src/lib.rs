@@ -50,7 +50,7 @@
 //!
 //! # How it works
 //!
-//! A [`File`] call creates a request and suspends the coroutine, unless the request is done at once.
+//! A [`File`] call creates a request and suspends the coroutine, unless the request is done immediately.
 //! Requests accumulate while the
 //! event loop runs other coroutines, and are submitted together in one system call. Completions are
 //! read from the kernel's ring in memory, and wake their coroutines.

@@ -4,7 +4,7 @@
 //!   the caller     thread 0                     thread 1
 //!   ----------     --------                     --------
 //!   run(f)  --->   context, engine              context, engine
-//!                  f(0)                         f(1) returns; the loop goes on
+//!                  f(0)                         f(1) returns; the loop continues
 //!                  contexts()[1].spawn(..) -->  runs the coroutine
 //!                  returns; all have returned:
 //!   results  <---  the context ends             the context ends
@@ -29,7 +29,7 @@ pub struct ThreadBuilder {
     pinned: bool,
 }
 
-/// The contexts that run together, and the index of the one that asks.
+/// The contexts that run together, and the index of this thread.
 #[derive(Clone, Copy, Debug)]
 pub struct ContextThreads<'a> {
     index: usize,
@@ -65,7 +65,7 @@ impl ThreadBuilder {
     /// Runs `f` on each thread, as the first coroutine of the thread's context, and returns the
     /// results by index.
     ///
-    /// The loops run until `f` has returned on all threads; so a thread whose `f` returns at once
+    /// The loops run until `f` has returned on all threads; so a thread whose `f` returns early
     /// still serves coroutines that others spawn in its context. Then the remaining coroutines are
     /// unwound.
     ///

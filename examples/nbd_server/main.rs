@@ -19,10 +19,9 @@
 //!
 //! | coralio / `qemu-nbd`, lower is better | depth 1 | depth 16 | depth 64 |
 //! |---|---|---|---|
-//! | raw | 0.59 | 0.15 | 0.12 |
-//! | qcow2 | 0.68 | 0.14 | 0.11 |
+//! | raw | 0.76 to 0.80 | 0.15 to 0.16 | 0.14 |
 //!
-//! The rate of raw reads is 1.5, 6.9 and 8.2 times that of `qemu-nbd`.
+//! The rate of raw reads is 1.2, 6.3 to 6.7 and 7.4 times that of `qemu-nbd`.
 //!
 //! One client cannot starve another (`turn.rs`, `budget.rs`, `flushes.rs`, `limits.rs`). Median
 //! latency of a client's 512-byte reads, in milliseconds, while another client floods the server;

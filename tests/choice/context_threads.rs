@@ -69,7 +69,7 @@ fn threads_return_their_results_by_index() {
 
 #[test]
 fn contexts_run_until_all_threads_have_returned() {
-    // X12: a thread that returned at once still runs what others spawn in its context.
+    // X12: a thread whose `f` has returned still runs coroutines that other threads spawn there.
     let (returned, all_returned) = mpsc::channel();
     let (returned, all_returned) = (std::sync::Mutex::new(returned), std::sync::Mutex::new(all_returned));
     let sums = on_threads().threads(3).run(|threads| {
@@ -117,7 +117,7 @@ fn restricted_context_leaves_the_thread_pool_unrestricted() {
     // X13: a context's CPUs apply to its thread, while it runs.
     let before = cpus();
     let last = *before.last().unwrap();
-    // More calls at once than the pool may have threads from other tests.
+    // More simultaneous calls than the pool may have threads from other tests.
     const CALLS: usize = 16;
     let all_began = Arc::new(Barrier::new(CALLS));
     let (inside, on_pool) = on_threads()

@@ -88,8 +88,8 @@ const NOT_KNOWN: u64 = u64::MAX;
 /// A socket or pipe of this thread's context. [`Read`] and [`Write`](io::Write) suspend the
 /// coroutine where the descriptor would block the thread.
 ///
-/// The descriptor is registered with the loop once, so a wait costs no system call. Several
-/// coroutines may use it at the same time, as `&CoFd`: for example a reader and a writer.
+/// The descriptor is registered with the loop once, not for each wait. Several coroutines may use
+/// it at the same time, as `&CoFd`: for example a reader and a writer.
 ///
 /// ```
 /// use coralio::spawn;

@@ -161,8 +161,8 @@ fn hush() {
 
 #[test]
 fn programs_match_the_model() {
-    // C1-C10, W1-W5, X1-X3, X7, S1, S2, S4: the trace of a program is the one that follows from the
-    // rules
+    // C1, C2, C3, C4, C5, C6, C7, C8, C9, C10, W1, W2, W3, W4, W5, X1, X2, X3, X7, S1, S2, S4: the
+    // trace of a program follows from the rules
     hush();
     last_word::listen();
     let (seed, programs) = match (number("CORALIO_PROPERTY_SEED"), number("CORALIO_PROPERTY_PROGRAMS")) {
