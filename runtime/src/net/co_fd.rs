@@ -9,10 +9,7 @@
 //!   "would block": drained as of the noted number
 //! ```
 //!
-//! The descriptor is registered once, edge-triggered: epoll reports a change, not a lasting
-//! condition, so no edge may be lost. *Edges are counted*: a reader that finds nothing waits until
-//! the count differs from the value noted before its system call, so an edge in between ends the
-//! wait. A superfluous wake-up costs one call that would block.
+//! The counting is in `edges.rs`, timeouts of sockets in `time_limit.rs`.
 //!
 //! Writability is monitored only while a coroutine waits for it: a local socket would otherwise
 //! report an edge for each read of its peer.
@@ -26,64 +23,21 @@ use std::sync::Arc;
 use rustix::net::sockopt::{Timeout, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType};
 
-use crate::context::{FdHandler, Interest, LocalContext, Readiness};
+use crate::context::{FdHandler, Interest, LocalContext};
 use crate::coroutine::{Cancelled, WaitReason};
 use crate::net::readiness::BorrowedRawFd;
 use crate::scheduler::Scheduler;
 use crate::sync::wait_queue::WaitQueue;
 use crate::sys::set_nonblocking;
 
+mod edges;
 mod stream;
 mod time_limit;
 mod transfer;
 
+use edges::{Direction, EdgeCount, NOT_KNOWN, Waiters};
 use time_limit::{TimeLimit, TimeLimits};
 pub use transfer::splice;
-
-/// The edges that epoll has reported for one direction.
-#[derive(Default)]
-struct EdgeCount {
-    count: u64,
-    /// A short read does not show that the stream is drained: the peer has closed one or both
-    /// directions, so that the last edge may have come already; or it has sent urgent data, at which
-    /// a read stops.
-    short_reads_show_nothing: bool,
-}
-
-/// The waiters, and the edges they wait for. Shared with the handler, which another thread's poll
-/// may call.
-struct Waiters {
-    read: WaitQueue<(), EdgeCount>,
-    write: WaitQueue<(), EdgeCount>,
-}
-
-impl Waiters {
-    fn report(&self, events: u32) {
-        let readiness = Readiness::of(events);
-        let is_urgent = events & libc::EPOLLPRI as u32 != 0;
-        let closing = events & (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) as u32 != 0;
-        for (queue, ready) in [(&self.read, readiness.readable || is_urgent), (&self.write, readiness.writable)] {
-            if ready {
-                let mut locked = queue.lock();
-                let edges = locked.state();
-                edges.count += 1;
-                edges.short_reads_show_nothing |= closing || is_urgent;
-                queue.grant_all(locked, |queue| queue.grant_first());
-            }
-        }
-    }
-}
-
-/// One direction, as seen by the coroutines.
-struct Direction<'a> {
-    queue: &'a WaitQueue<(), EdgeCount>,
-    exhausted_at: &'a Cell<u64>,
-    /// The socket option that limits its waits.
-    option: Timeout,
-}
-
-/// Not equal to any number of edges.
-const NOT_KNOWN: u64 = u64::MAX;
 
 /// A socket or pipe of this thread's context. [`Read`] and [`Write`](io::Write) suspend the
 /// coroutine where the descriptor would block the thread.
@@ -504,35 +458,5 @@ impl<S> CoFd<S> {
     #[track_caller]
     fn write_some(&self, wanted: usize, mut write: impl FnMut(&S) -> io::Result<usize>) -> io::Result<usize> {
         self.write_until(&mut write, |&done, _| self.is_stream() && done < wanted)
-    }
-}
-
-impl Direction<'_> {
-    fn is_exhausted(&self) -> bool {
-        self.edges() == self.exhausted_at.get()
-    }
-
-    /// Returns the number of edges so far.
-    fn edges(&self) -> u64 {
-        self.queue.lock().state().count
-    }
-
-    /// Makes the call, and records if it exhausts the direction until the next edge.
-    fn attempt<R>(
-        &self,
-        call: impl FnOnce() -> io::Result<R>,
-        exhausts: impl Fn(&R, &EdgeCount) -> bool,
-    ) -> io::Result<R> {
-        // Before the call: *edges are counted*.
-        let before = self.edges();
-        let result = call();
-        let is_exhausted = match &result {
-            Ok(done) => exhausts(done, self.queue.lock().state()),
-            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
-        };
-        if is_exhausted {
-            self.exhausted_at.set(before);
-        }
-        result
     }
 }
