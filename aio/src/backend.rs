@@ -238,12 +238,11 @@ pub unsafe trait Backend: Send + Sync + 'static {
     /// Called before the loop sleeps. A backend with its own time that has no completion to wait
     /// for advances its clock instead of sleeping, and panics if nothing can end the sleep. Returns
     /// `None` if the loop is to sleep: in [`wait`](Self::wait) if it `waits` for completions.
-    /// `pending` returns the number of pending requests.
     #[inline]
     fn sleep_idle(
         &self,
         in_flight: u32,
-        pending: impl FnOnce() -> usize,
+        pending: usize,
         waits: bool,
         other: BorrowedFd<'_>,
         timeout: Option<Duration>,

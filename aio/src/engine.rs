@@ -150,7 +150,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
     fn wait_at_home(&self, here: HomeRef<'_>, slot: &Slot) -> i64 {
         // Held during the sleep too: otherwise another thread could reap the completion and leave
         // this one asleep.
-        let guard = here.acquire();
+        let _guard = here.acquire();
         loop {
             if let Some(result) = slot.result() {
                 return result;
@@ -160,7 +160,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
             }
             if self.in_flight.load(Ordering::Relaxed) > 0 {
                 self.sleep_in_place();
-            } else if self.pending.len(&guard) == 0 && slot.result().is_none() {
+            } else if self.pending.len() == 0 && slot.result().is_none() {
                 if G::PARTIAL_SUBMIT == PartialSubmit::TailForgotten {
                     // Dropped before the backend accepted it.
                     return -i64::from(libc::ECANCELED);
@@ -179,8 +179,8 @@ impl<B: Backend, G: Guards> Engine<B, G> {
     /// Completes all requests, blocking the thread.
     #[cold]
     fn finish_in_place(&self, here: HomeRef<'_>) {
-        let guard = here.acquire();
-        while self.in_flight.load(Ordering::Relaxed) > 0 || self.pending.len(&guard) > 0 {
+        let _guard = here.acquire();
+        while self.in_flight.load(Ordering::Relaxed) > 0 || self.pending.len() > 0 {
             if !self.submit_from(Some(here)) && self.in_flight.load(Ordering::Relaxed) > 0 {
                 self.sleep_in_place();
             }
@@ -239,9 +239,9 @@ impl<B: Backend, G: Guards> Engine<B, G> {
     ///
     /// Blocks until the context's lock is free if called from a thread other than the context's.
     pub fn stats(&self) -> Stats {
-        let guard = self.owner.acquire();
+        let _guard = self.owner.acquire();
         let in_flight = self.in_flight.load(Ordering::Relaxed);
-        let pending = guard.as_ref().map_or(0, |guard| self.pending.len(guard)) as u32;
+        let pending = self.pending.len() as u32;
         Stats {
             requests: self.taken() + u64::from(pending) + self.counters.refused.load(Ordering::Relaxed),
             completions: self.counters.completions.load(Ordering::Relaxed),

@@ -96,7 +96,7 @@ pub fn serve(
     idle_limit: Option<Duration>,
 ) -> io::Result<()> {
     let connection = Rc::new(Connection {
-        socket: CoFd::new(socket)?,
+        socket: CoFd::from_sole_handle(socket)?,
         export: Rc::clone(export),
         agreed,
         outbox: ReplyQueue::default(),

@@ -156,7 +156,7 @@ impl Reception {
 
     /// Negotiates with a client and passes it to the thread that serves the export.
     fn receive(&self, socket: fs::File, slot: Slot, turn: usize) -> io::Result<()> {
-        let socket = CoFd::new(socket)?;
+        let socket = CoFd::from_sole_handle(socket)?;
         let limit = self.options.handshake_limit;
         let agreed =
             timeout(limit, || negotiate(&socket, &self.catalog, self.options.max_options)).unwrap_or_else(|_| {

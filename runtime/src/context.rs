@@ -113,7 +113,7 @@ impl AioContext {
     pub fn poll(&self, blocking: bool) -> bool {
         let Some(home) = self.shared.home() else { return self.foreign_poll(blocking) };
         let _guard = self.shared.acquire_at_home();
-        if home.scheduler.round(|| self.round(home, blocking)) {
+        if !(blocking && self.is_quiet(home)) && home.scheduler.round(|| self.round(home, blocking)) {
             return true;
         }
         blocking && self.wait(home) && {
@@ -251,6 +251,16 @@ impl AioContext {
         home.scheduler.round(|| shared.unlocked(home, look))
     }
 
+    /// Returns whether an iteration would do nothing but submit and look at the timers, which a sleep
+    /// does as well. Never in a nested poll: an iteration takes up what the coroutines below it have
+    /// woken.
+    fn is_quiet(&self, home: &LocalContext) -> bool {
+        home.scheduler.on_stack().next().is_none()
+            && !self.is_due(home)
+            && self.shared.watches.sleep_asks()
+            && !home.source.get().is_some_and(|source| source.is_ready(HomeToken::new(home)))
+    }
+
     /// Returns whether there is work that is visible without a system call.
     fn is_due(&self, home: &LocalContext) -> bool {
         let shared = &*self.shared;
@@ -269,15 +279,17 @@ impl AioContext {
     /// Returns whether no event can arrive: no I/O is in flight, and no descriptor or poll handler
     /// is registered.
     fn is_alone(&self, home: &LocalContext) -> bool {
-        home.source.get().is_none_or(|source| source.is_idle())
-            && self.shared.watches.is_empty()
+        self.shared.watches.is_empty()
             && self.shared.pollers.is_empty()
+            && home.source.get().is_none_or(|source| source.is_idle())
     }
 
     fn sleep(&self, home: &LocalContext) {
         let shared = &*self.shared;
         let _paused = home.heartbeat.as_deref().map(Heartbeat::pause);
-        shared.watches.mask_running(&shared.epoll);
+        if home.scheduler.is_in_round() {
+            shared.watches.mask_running(&shared.epoll);
+        }
         shared.scheduler.sleep.going_to_sleep();
         let mut ready = self.is_due(home);
         if !ready && !shared.pollers.is_empty() {
@@ -285,11 +297,14 @@ impl AioContext {
             // a nested sleep ends with the loop awake. So the sleep is announced once more.
             ready = shared.pollers.is_ready(0);
             shared.scheduler.sleep.going_to_sleep();
+            ready |= self.is_due(home);
         }
         let source = home.source.get();
         let source = source.as_deref();
-        let ready = ready || source.is_some_and(|source| source.is_ready(HomeToken::new(home)));
-        if !ready && !shared.scheduler.sleep.is_awake() && !self.is_due(home) {
+        let is_ready = |source: &Arc<dyn EventSource>| {
+            source.is_ready(HomeToken::new(home)) || shared.scheduler.sleep.is_awake() || self.is_due(home)
+        };
+        if !ready && !source.is_some_and(is_ready) {
             let until = self.next_due();
             if until.is_none() && home.idle_timer.should_arm(home) && self.is_alone(home) {
                 home.idle_timer.arm(home);

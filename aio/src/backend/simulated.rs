@@ -240,7 +240,7 @@ unsafe impl Backend for SimulatedBackend {
     fn sleep_idle(
         &self,
         in_flight: u32,
-        pending: impl FnOnce() -> usize,
+        pending: usize,
         waits: bool,
         other: BorrowedFd<'_>,
         timeout: Option<Duration>,
@@ -249,7 +249,6 @@ unsafe impl Backend for SimulatedBackend {
             assert!(waits, "the loop sleeps, but no completion would wake it (in_flight {in_flight})");
             return None;
         }
-        let pending = pending();
         assert!(
             pending == 0 || in_flight > 0,
             "the loop sleeps with {pending} requests pending and none in flight: they are never submitted"

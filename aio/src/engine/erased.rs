@@ -154,9 +154,7 @@ impl<B: Backend, G: Guards> ErasedEngine for Engine<B, G> {
     fn unplug(&self) {
         let counts = match G::UNPLUG_DECREMENT {
             UnplugDecrement::Always => true,
-            UnplugDecrement::OnlyWhenNotFull => {
-                self.owner.acquire().is_none_or(|lock| self.pending.len(&lock) < self.depth as usize)
-            }
+            UnplugDecrement::OnlyWhenNotFull => self.pending.len() < self.depth as usize,
         };
         self.plug_depth.fetch_sub(u32::from(counts), Ordering::Relaxed);
         // A destructor enters no coroutine: the loop's next iteration submits, and a sleeping loop
@@ -216,6 +214,9 @@ impl<B: Backend, G: Guards> EventSource for Engine<B, G> {
         if !self.owner.is(|context| token.is_of(context)) {
             return false;
         }
+        if self.pending.len() == 0 && self.in_flight.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
         let here = token.at_home();
         // A thread that reaps off home has woken the home thread, which submits pending requests
         // in its own iteration.
@@ -254,8 +255,7 @@ impl<B: Backend, G: Guards> EventSource for Engine<B, G> {
         }
         let in_flight = self.in_flight.load(Ordering::Relaxed);
         let waits = in_flight > 0 && G::NOTIFIER == Notifier::Wakes;
-        let pending = || self.owner.acquire().map_or(0, |lock| self.pending.len(&lock));
-        let slept = self.backend.sleep_idle(in_flight, pending, waits, other, timeout);
+        let slept = self.backend.sleep_idle(in_flight, self.pending.len(), waits, other, timeout);
         if slept.is_some() || !waits {
             return slept;
         }

@@ -19,7 +19,7 @@ use coralio_runtime::trace::{RequestState, Span};
 
 use super::Engine;
 use super::guards::{AfterReap, Guards, InFlightDecrement, RingCursor, WakeGuard};
-use super::owner::{LockProof, PollLock};
+use super::owner::PollLock;
 use super::stats::add;
 use crate::backend::Backend;
 
@@ -78,7 +78,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
                 AfterReap::LoopSubmits => {}
                 AfterReap::ReapSubmits => _ = self.submit_from(here),
                 AfterReap::NobodySubmits => {
-                    let left = self.pending.len(&PollLock::new(here)) > 0;
+                    let left = self.pending.len() > 0;
                     self.blocked.store(left, Ordering::Relaxed);
                 }
             }
@@ -114,8 +114,8 @@ impl<B: Backend, G: Guards> Engine<B, G> {
     }
 
     /// As `reached_zero`, after a request that ended without a completion.
-    pub(crate) fn notify_if_idle(&self, lock: &impl LockProof) {
-        if self.in_flight.load(Ordering::Relaxed) == 0 && self.pending.len(lock) == 0 {
+    pub(crate) fn notify_if_idle(&self) {
+        if self.in_flight.load(Ordering::Relaxed) == 0 && self.pending.len() == 0 {
             self.reached_zero();
         }
     }

@@ -10,7 +10,7 @@
 
 use std::cell::UnsafeCell;
 use std::io;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use coralio_runtime::HomeRef;
 use coralio_runtime::trace::{RequestState, Span};
@@ -24,7 +24,11 @@ use crate::backend::Backend;
 
 /// Requests not yet accepted by the kernel, in order. Protected by the context's lock: every method
 /// takes its guard.
-pub(crate) struct SubmissionQueue<E>(UnsafeCell<Entries<E>>);
+pub(crate) struct SubmissionQueue<E> {
+    entries: UnsafeCell<Entries<E>>,
+    /// The number of entries, also for readers without the lock. Written under it.
+    len: AtomicUsize,
+}
 
 /// A contiguous queue, as the kernel requires: entries are appended at the end, and those before
 /// `start` are consumed.
@@ -34,32 +38,41 @@ struct Entries<E> {
 }
 
 // SAFETY: *under the context's lock*: the queue is accessed only through methods that take the
-// guard of the engine's context. None of them runs
-// foreign code, so accesses never overlap.
+// guard of the engine's context. None of them runs foreign code, so accesses never overlap.
 unsafe impl<E: Send> Sync for SubmissionQueue<E> {}
 
 impl<E> SubmissionQueue<E> {
     pub(crate) fn new() -> SubmissionQueue<E> {
-        SubmissionQueue(UnsafeCell::new(Entries { entries: Vec::new(), start: 0 }))
+        let entries = UnsafeCell::new(Entries { entries: Vec::new(), start: 0 });
+        SubmissionQueue { entries, len: AtomicUsize::new(0) }
     }
 
     #[inline]
     #[allow(clippy::mut_from_ref)]
     fn line(&self, _lock: &impl LockProof) -> &mut Entries<E> {
         // SAFETY: *under the context's lock*.
-        unsafe { &mut *self.0.get() }
+        unsafe { &mut *self.entries.get() }
     }
 
+    /// Returns the number of entries: exact under the context's lock, and a hint without it.
     #[inline]
-    pub(crate) fn len(&self, lock: &impl LockProof) -> usize {
-        let line = self.line(lock);
-        line.entries.len() - line.start
+    pub(crate) fn len(&self) -> usize {
+        // Relaxed: the lock orders it for those who need more than a hint.
+        self.len.load(Ordering::Relaxed)
+    }
+
+    /// Removes the first `count` entries, and publishes the length.
+    #[inline]
+    fn consume(&self, line: &mut Entries<E>, count: usize) {
+        line.consume(count);
+        self.len.store(line.entries.len() - line.start, Ordering::Relaxed);
     }
 
     /// Appends an entry, constructed in place.
     #[inline]
     fn push(&self, lock: &impl LockProof, make: impl FnOnce() -> E) {
-        let entries = &mut self.line(lock).entries;
+        let line = self.line(lock);
+        let entries = &mut line.entries;
         if entries.len() == entries.capacity() {
             grow(entries);
         }
@@ -67,6 +80,7 @@ impl<E> SubmissionQueue<E> {
         entries.spare_capacity_mut()[0].write(make());
         // SAFETY: the capacity suffices, and the entry has been written.
         unsafe { entries.set_len(end + 1) };
+        self.len.store(end + 1 - line.start, Ordering::Relaxed);
     }
 
     /// Offers the first `most` entries to `submit`, which is the backend's and runs no foreign
@@ -81,7 +95,7 @@ impl<E> SubmissionQueue<E> {
         let line = self.line(lock);
         let taken = submit(&mut line.entries[line.start..line.start + most])?;
         assert!(taken <= most, "the kernel accepted {taken} of {most} requests");
-        line.consume(taken);
+        self.consume(line, taken);
         Ok(taken)
     }
 
@@ -91,7 +105,7 @@ impl<E> SubmissionQueue<E> {
         let found = line.entries[line.start..].iter().position(is);
         if let Some(place) = found {
             line.entries.remove(line.start + place);
-            line.consume(0);
+            self.consume(line, 0);
         }
         found.is_some()
     }
@@ -100,7 +114,7 @@ impl<E> SubmissionQueue<E> {
     fn pop_front<R>(&self, lock: &impl LockProof, of: impl FnOnce(&E) -> R) -> Option<R> {
         let line = self.line(lock);
         let first = of(line.entries.get(line.start)?);
-        line.consume(1);
+        self.consume(line, 1);
         Some(first)
     }
 }
@@ -140,7 +154,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
         // The batch is full when it reaches the queue depth, regardless of how many requests are in
         // flight: otherwise, with as many coroutines as the queue is deep, each request would be
         // submitted alone.
-        let full = self.pending.len(&guard) >= self.depth as usize;
+        let full = self.pending.len() >= self.depth as usize;
         let plugged = here.is_in_round() || self.plug_depth.load(Ordering::Relaxed) > 0;
         plugged && !(full && self.allow_immediate_submit())
     }
@@ -153,15 +167,11 @@ impl<B: Backend, G: Guards> Engine<B, G> {
         immediate_submits < 16
     }
 
-    /// Whether a submit now could make progress.
-    pub(crate) fn can_submit(&self) -> bool {
-        self.owner.acquire().is_some_and(|lock| self.can_submit_under(&lock))
-    }
-
+    /// Returns whether a submit would offer the backend a request: exact under the context's lock.
     #[inline]
-    fn can_submit_under(&self, lock: &impl LockProof) -> bool {
+    pub(crate) fn can_submit(&self) -> bool {
         let in_flight = self.in_flight.load(Ordering::Relaxed);
-        self.pending.len(lock) > 0
+        self.pending.len() > 0
             && in_flight < self.depth
             && (in_flight == 0 && !const { may_wedge::<G>() } || !self.blocked.load(Ordering::Relaxed))
     }
@@ -183,7 +193,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
         // attempts is bounded, so that the loop gets its turn.
         for _ in 0..=self.depth {
             let lock = PollLock::new(here);
-            if !self.can_submit_under(&lock) || HomeRef::in_child() {
+            if !self.can_submit() || HomeRef::in_child() {
                 break;
             }
             match self.submit_batch(&lock) {
@@ -205,7 +215,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
     #[inline]
     fn submit_batch(&self, lock: &impl LockProof) -> io::Result<()> {
         let in_flight = self.in_flight.load(Ordering::Relaxed);
-        let wanted = self.pending.len(lock).min((self.depth - in_flight) as usize);
+        let wanted = self.pending.len().min((self.depth - in_flight) as usize);
         add(&self.counters.submits, 1);
         let submit = |entries: &mut [B::Entry]| {
             // SAFETY: *lent to the kernel*: `transfer` keeps each request's memory valid until its
@@ -225,7 +235,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
                 if G::PARTIAL_SUBMIT == PartialSubmit::TailForgotten {
                     (taken..wanted).for_each(|_| _ = self.pending.pop_front(lock, |_| ()));
                 }
-                self.tell_counters(lock);
+                self.tell_counters();
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -246,7 +256,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
         if was_pending {
             add(&self.counters.refused, 1);
             self.tell(key, RequestState::Cancelled);
-            self.notify_if_idle(&lock);
+            self.notify_if_idle();
         } else {
             // SAFETY: the coroutine that made the request ends early or unwinds.
             unsafe { self.backend.cancel(key) };
@@ -258,7 +268,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
     fn fail_first(&self, here: Option<HomeRef<'_>>, lock: PollLock<'_>, error: &io::Error) -> bool {
         let Some(key) = self.pending.pop_front(&lock, |entry| self.backend.key(entry)) else { return false };
         add(&self.counters.refused, 1);
-        self.notify_if_idle(&lock);
+        self.notify_if_idle();
         drop(lock);
         let result = -i64::from(error.raw_os_error().unwrap_or(libc::EIO));
         self.tell(key, RequestState::Refused(result));

@@ -6,7 +6,6 @@ use coralio_runtime::trace::{RequestState, Span, SpanGuard, Tracer};
 
 use super::Engine;
 use super::guards::Guards;
-use super::owner::LockProof;
 use crate::backend::Backend;
 
 impl<B: Backend, G: Guards> Engine<B, G> {
@@ -27,10 +26,10 @@ impl<B: Backend, G: Guards> Engine<B, G> {
     /// Records the counters.
     #[inline]
     #[track_caller]
-    pub(crate) fn tell_counters(&self, guard: &impl LockProof) {
+    pub(crate) fn tell_counters(&self) {
         if let Some(tracer) = self.tracer() {
             let count = |counter: &AtomicU32| counter.load(Ordering::Relaxed);
-            tracer.counters(count(&self.in_flight), self.pending.len(guard) as u32, count(&self.plug_depth));
+            tracer.counters(count(&self.in_flight), self.pending.len() as u32, count(&self.plug_depth));
         }
     }
 

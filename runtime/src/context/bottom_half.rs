@@ -157,7 +157,13 @@ impl BottomHalves {
     }
 
     /// Returns whether a bottom half is due in the next iteration.
+    #[inline]
     pub(crate) fn is_due(&self) -> bool {
+        !self.is_empty() && self.is_queued()
+    }
+
+    #[inline(never)]
+    fn is_queued(&self) -> bool {
         let state = self.lock();
         let Queues { taken, scheduled, .. } = &state.queues;
         taken.iter().chain(scheduled).any(|&(index, ticket)| state.is_current(index, ticket))
@@ -174,6 +180,9 @@ impl BottomHalves {
 
     /// Returns when the first idle bottom half is due, if there is one.
     pub(crate) fn next_idle(&self) -> Option<Instant> {
+        if self.is_empty() {
+            return None;
+        }
         let state = self.lock();
         let first = state.queues.idle.iter().find(|(_, (index, ticket))| state.is_current(*index, *ticket))?;
         Some(first.0)

@@ -24,6 +24,12 @@ impl RunQueue {
         self.head.get().is_none()
     }
 
+    /// Returns the coroutine that `pop` would.
+    #[inline]
+    pub(crate) fn first(&self) -> Option<&'static ControlBlock> {
+        self.head.get()
+    }
+
     #[inline]
     pub(crate) fn push(&self, block: &'static ControlBlock) {
         // SAFETY: *home's own*: lists belong to the home thread, which pushes only its own blocks.

@@ -27,7 +27,6 @@ use crate::context::{FdHandler, Interest, LocalContext};
 use crate::coroutine::{Cancelled, WaitReason};
 use crate::net::readiness::BorrowedRawFd;
 use crate::scheduler::Scheduler;
-use crate::sync::wait_queue::WaitQueue;
 use crate::sys::set_nonblocking;
 
 mod edges;
@@ -35,7 +34,7 @@ mod stream;
 mod time_limit;
 mod transfer;
 
-use edges::{Direction, EdgeCount, NOT_KNOWN, Waiters};
+use edges::{BothEdges, Direction, Edges, NOT_KNOWN};
 use time_limit::{TimeLimit, TimeLimits};
 pub use transfer::splice;
 
@@ -78,14 +77,15 @@ pub use transfer::splice;
 /// the socket may exist, this costs a system call per wait: after [`new`](CoFd::new),
 /// [`get_ref`](CoFd::get_ref), `as_fd`, `try_clone`, [`read_with`](CoFd::read_with) and
 /// [`write_with`](CoFd::write_with), all of which give access to the socket. It costs none for
-/// sockets that were created by `connect`, `bind` or `accept`.
+/// sockets that were created by `connect`, `bind` or `accept`, and after
+/// [`from_sole_handle`](CoFd::from_sole_handle).
 ///
 /// A coroutine whose descriptor is always ready does not wait, but lets other coroutines run after
 /// every 64 operations.
 pub struct CoFd<S> {
     /// Before `inner`: the watch ends before the descriptor is closed.
     watch: FdHandler,
-    waiters: Arc<Waiters>,
+    edges: Arc<BothEdges>,
     /// The number of edges at which there was nothing to read (`read_exhausted_at`), and no space
     /// to write (`write_exhausted_at`).
     read_exhausted_at: Cell<u64>,
@@ -122,37 +122,64 @@ impl<S: AsFd> CoFd<S> {
     #[doc(alias("from_std", "from_fd"))]
     #[track_caller]
     pub fn new(inner: S) -> io::Result<CoFd<S>> {
-        let socket = CoFd::of_sole_handle(inner)?;
+        let socket = CoFd::from_sole_handle(inner)?;
         socket.time_limits.share();
         Ok(socket)
     }
 
-    /// As [`new`](Self::new), for a descriptor to which no other handle exists.
+    /// As [`new`](Self::new), for a socket to which no other handle exists, such as one that another
+    /// context has accepted and handed over by [`into_inner`](Self::into_inner). It saves a system
+    /// call per wait; a timeout that another handle sets later is not noticed.
+    ///
+    /// ```
+    /// use coralio::context::AioContext;
+    /// use coralio::net::CoFd;
+    /// use std::io::Read;
+    /// use std::net::{TcpListener, TcpStream};
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// let client = TcpStream::connect(listener.local_addr()?)?;
+    /// let (accepted, _address) = listener.accept()?;
+    /// drop(client);
+    /// let end = AioContext::run(|ctx| {
+    ///     let serve = move || CoFd::from_sole_handle(accepted)?.read(&mut [0; 16]);
+    ///     ctx.spawn(serve).join().unwrap()
+    /// })?;
+    /// assert_eq!(end, 0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    ///
+    /// # Panics
+    ///
+    /// Outside a context.
     #[track_caller]
-    pub(super) fn of_sole_handle(inner: S) -> io::Result<CoFd<S>> {
+    pub fn from_sole_handle(inner: S) -> io::Result<CoFd<S>> {
         let _ = LocalContext::expect("creating a CoFd");
         set_nonblocking(inner.as_fd())?;
         let socket_type = socket_type(inner.as_fd()).ok();
         CoFd::register(inner, socket_type)
     }
 
-    /// As `of_sole_handle`, for a descriptor of this type that is non-blocking already.
+    /// As `from_sole_handle`, for a descriptor of this type that is non-blocking already.
     #[track_caller]
     pub(super) fn register(inner: S, socket_type: Option<SocketType>) -> io::Result<CoFd<S>> {
         let home = LocalContext::expect("creating a CoFd");
         let fd = inner.as_fd();
         let is_internet =
             socket_type.is_some() && matches!(socket_domain(fd), Ok(AddressFamily::INET | AddressFamily::INET6));
-        let waiters = Arc::new(Waiters {
-            read: WaitQueue::new(EdgeCount::default()),
-            write: WaitQueue::new(EdgeCount::default()),
-        });
-        let reported = Arc::clone(&waiters);
+        let edges = Arc::<BothEdges>::default();
+        let reported = Arc::clone(&edges);
         let lent = BorrowedRawFd(fd.as_raw_fd());
         let watch = home.context.watch_edges(lent, Interest::Read, move |events| reported.report(events))?;
         Ok(CoFd {
             watch,
-            waiters,
+            edges,
             read_exhausted_at: Cell::new(NOT_KNOWN),
             write_exhausted_at: Cell::new(NOT_KNOWN),
             writers: Cell::new(0),
@@ -340,13 +367,13 @@ impl<S> CoFd<S> {
     }
 
     fn reading(&self) -> Direction<'_> {
-        let (queue, exhausted_at) = (&self.waiters.read, &self.read_exhausted_at);
-        Direction { queue, exhausted_at, option: Timeout::Recv }
+        let (edges, exhausted_at) = (&self.edges.read, &self.read_exhausted_at);
+        Direction { edges, exhausted_at, option: Timeout::Recv }
     }
 
     fn writing(&self) -> Direction<'_> {
-        let (queue, exhausted_at) = (&self.waiters.write, &self.write_exhausted_at);
-        Direction { queue, exhausted_at, option: Timeout::Send }
+        let (edges, exhausted_at) = (&self.edges.write, &self.write_exhausted_at);
+        Direction { edges, exhausted_at, option: Timeout::Send }
     }
 
     /// Returns the socket or pipe, for calls that leave the timeouts as they are and create no
@@ -387,15 +414,16 @@ impl<S> CoFd<S> {
             Some(_) => TimeLimit::of_socket(&self.time_limits, self.raw, direction.option, home)?,
             None => None,
         };
-        let mut queue = direction.queue.lock();
+        let waiters = &direction.edges.waiters;
+        let locked = waiters.lock();
         // Another thread's poll may have reported an edge meanwhile.
-        if queue.state().count != direction.exhausted_at.get() {
+        if !direction.is_exhausted() {
             return Ok(());
         }
         // An edge wakes all waiters, so one that leaves has nothing to pass on.
         match limit {
-            None => direction.queue.wait_cancellable(queue, (), reason, || {}, |_| {}).map_err(|()| Cancelled.into()),
-            Some(limit) => limit.wait(direction.queue, queue, reason),
+            None => waiters.wait_cancellable(locked, (), reason, || {}, |_| {}).map_err(|()| Cancelled.into()),
+            Some(limit) => limit.wait(waiters, locked, reason),
         }
     }
 
@@ -417,7 +445,7 @@ impl<S> CoFd<S> {
     fn read_until<R>(
         &self,
         read: &mut impl FnMut(&S) -> io::Result<R>,
-        drains: impl Fn(&R, &EdgeCount) -> bool,
+        drains: impl Fn(&R, &Edges) -> bool,
     ) -> io::Result<R> {
         loop {
             self.wait_readable()?;
@@ -431,8 +459,8 @@ impl<S> CoFd<S> {
     /// Returns whether a read has drained the stream: it returned fewer bytes than requested, so
     /// later data causes an edge. Not for a Unix socket, where a read stops at a message with
     /// descriptors, too.
-    fn has_drained(&self, done: usize, wanted: usize, edges: &EdgeCount) -> bool {
-        self.is_internet && self.is_stream() && 0 < done && done < wanted && !edges.short_reads_show_nothing
+    fn has_drained(&self, done: usize, wanted: usize, edges: &Edges) -> bool {
+        self.is_internet && self.is_stream() && 0 < done && done < wanted && !edges.short_reads_show_nothing()
     }
 
     #[track_caller]
@@ -444,7 +472,7 @@ impl<S> CoFd<S> {
     fn write_until<R>(
         &self,
         write: &mut impl FnMut(&S) -> io::Result<R>,
-        fills: impl Fn(&R, &EdgeCount) -> bool,
+        fills: impl Fn(&R, &Edges) -> bool,
     ) -> io::Result<R> {
         loop {
             self.wait_writable()?;

@@ -49,7 +49,7 @@ impl CoFd<net::UdpSocket> {
     #[track_caller]
     pub fn bind(address: impl ToSocketAddrs) -> io::Result<UdpSocket> {
         let _ = LocalContext::expect("creating a socket");
-        each_address(&address, |address| CoFd::of_sole_handle(net::UdpSocket::bind(address)?))
+        each_address(&address, |address| CoFd::from_sole_handle(net::UdpSocket::bind(address)?))
     }
 
     /// Sets the peer: the destination of [`send`](Self::send), and the only source from which

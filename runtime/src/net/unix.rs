@@ -106,7 +106,7 @@ impl CoFd<net::UnixStream> {
     #[track_caller]
     pub fn pair() -> io::Result<(UnixStream, UnixStream)> {
         let (one, other) = net::UnixStream::pair()?;
-        Ok((CoFd::of_sole_handle(one)?, CoFd::of_sole_handle(other)?))
+        Ok((CoFd::from_sole_handle(one)?, CoFd::from_sole_handle(other)?))
     }
 
     forward! {
@@ -144,7 +144,7 @@ impl CoFd<net::UnixListener> {
     #[track_caller]
     pub fn bind(path: impl AsRef<Path>) -> io::Result<UnixListener> {
         let _ = LocalContext::expect("creating a listener");
-        CoFd::of_sole_handle(net::UnixListener::bind(path)?)
+        CoFd::from_sole_handle(net::UnixListener::bind(path)?)
     }
 
     /// Waits for the next connection.
@@ -163,7 +163,7 @@ impl CoFd<net::UnixListener> {
     #[track_caller]
     pub fn accept(&self) -> io::Result<(UnixStream, SocketAddr)> {
         let (stream, address) = self.read_calling(net::UnixListener::accept)?;
-        Ok((CoFd::of_sole_handle(stream)?, address))
+        Ok((CoFd::from_sole_handle(stream)?, address))
     }
 
     /// Returns an iterator over the connections, which waits for each. It ends when the coroutine

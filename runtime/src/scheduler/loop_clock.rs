@@ -1,7 +1,7 @@
 //! A clock that is read now and then: accurate enough for how long a coroutine has waited.
 
 use std::cell::Cell;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::sys::Clock;
 
@@ -10,15 +10,14 @@ const ROUNDS_PER_TICK: u32 = 64;
 
 pub(crate) struct LoopClock {
     clock: Clock,
-    /// The last reading: milliseconds since the context began, modulo 2^32.
+    /// The last reading in milliseconds, modulo 2^32.
     ms: Cell<u32>,
-    began: Instant,
     rounds_since_tick: Cell<u32>,
 }
 
 impl LoopClock {
     pub(super) fn new(clock: Clock) -> LoopClock {
-        LoopClock { ms: Cell::new(0), began: clock.now(), rounds_since_tick: Cell::new(0), clock }
+        LoopClock { ms: Cell::new(clock.coarse_ms()), rounds_since_tick: Cell::new(0), clock }
     }
 
     /// Returns the last reading.
@@ -39,15 +38,11 @@ impl LoopClock {
     /// Reads the clock.
     pub(crate) fn tick(&self) {
         self.rounds_since_tick.set(0);
-        self.ms.set(self.elapsed_ms());
+        self.ms.set(self.clock.coarse_ms());
     }
 
     /// Returns the time since the reading `then`.
     pub(crate) fn since(&self, then: u32) -> Duration {
-        Duration::from_millis(u64::from(self.elapsed_ms().wrapping_sub(then)))
-    }
-
-    fn elapsed_ms(&self) -> u32 {
-        self.clock.now().saturating_duration_since(self.began).as_millis() as u32
+        Duration::from_millis(u64::from(self.clock.coarse_ms().wrapping_sub(then)))
     }
 }

@@ -25,6 +25,9 @@ impl Scheduler {
         while let Some(block) = self.taken.pop() {
             assert_eq!(self.local(block).state.get(), State::Scheduled, "a coroutine on a run list is scheduled");
             progress = true;
+            if let Some(next) = self.taken.first() {
+                self.prefetch(next);
+            }
             self.enter(block);
         }
         progress

@@ -91,6 +91,21 @@ impl Scheduler {
         payload
     }
 
+    /// Fetches the first kilobyte of a stack into the cache, while another coroutine runs: with a
+    /// thousand coroutines, it has been displaced since the coroutine last ran.
+    #[inline]
+    pub(super) fn prefetch(&self, block: &'static ControlBlock) {
+        #[cfg(target_arch = "x86_64")]
+        for line in 0..16 {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let root = self.local(block).yielder.get().cast::<i8>();
+            // SAFETY: a prefetch of any address is harmless.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(root.wrapping_sub(line * 64)) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = block;
+    }
+
     /// The only place that switches to a coroutine's stack (besides `capture_backtrace`).
     #[inline]
     fn switch_in(&self, block: &'static ControlBlock, how: Resume) -> Option<Payload> {

@@ -67,6 +67,12 @@ pub(crate) enum Abandoned<'a, P, S> {
     Granted(P),
 }
 
+impl<P: Default, S: Default> Default for WaitQueue<P, S> {
+    fn default() -> WaitQueue<P, S> {
+        WaitQueue::new(S::default())
+    }
+}
+
 impl<P: Default, S> WaitQueue<P, S> {
     pub(crate) const fn new(state: S) -> WaitQueue<P, S> {
         WaitQueue {

@@ -13,6 +13,8 @@
 //!   neither          sleeps in real time, until a descriptor or another thread wakes the loop
 //! ```
 
+#![allow(unsafe_code)]
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -113,6 +115,21 @@ impl Clock {
         match self {
             Clock::Real => Instant::now(),
             Clock::Virtual(clock) => clock.now(),
+        }
+    }
+
+    /// Returns the time in milliseconds, modulo 2^32, from a start of its own. Up to four milliseconds
+    /// late, for a fifth of the price of `now`.
+    pub(crate) fn coarse_ms(&self) -> u32 {
+        match self {
+            Clock::Real => {
+                let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+                // Not by rustix, whose first look for the vDSO crashes under valgrind 3.19.
+                // SAFETY: `time` is valid, and each supported kernel has this clock.
+                unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut time) };
+                (time.tv_sec as u32).wrapping_mul(1000).wrapping_add(time.tv_nsec as u32 / 1_000_000)
+            }
+            Clock::Virtual(clock) => clock.elapsed().as_millis() as u32,
         }
     }
 

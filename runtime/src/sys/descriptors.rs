@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -138,18 +139,19 @@ impl Epoll {
     fn wait_for(
         &self,
         timeout: Option<Duration>,
-        events: &mut [libc::epoll_event; Self::BATCH],
+        events: &mut [MaybeUninit<libc::epoll_event>; Self::BATCH],
     ) -> io::Result<libc::c_int> {
         static NO_NANOSECONDS: AtomicBool = AtomicBool::new(false);
         let fine = timeout.filter(|timeout| !timeout.is_zero() && !NO_NANOSECONDS.load(Ordering::Relaxed));
         let (fd, room) = (self.0.as_raw_fd(), Self::BATCH as libc::c_int);
+        let events = events.as_mut_ptr().cast::<libc::epoll_event>();
         if let Some(timeout) = fine {
             let time = timespec(timeout);
             let no_mask = ptr::null::<libc::sigset_t>();
             // SAFETY: the kernel reads one timespec and writes at most BATCH events, the array's
             // length.
             let count = checked(unsafe {
-                libc::syscall(libc::SYS_epoll_pwait2, fd, events.as_mut_ptr(), room, &raw const time, no_mask, 0usize)
+                libc::syscall(libc::SYS_epoll_pwait2, fd, events, room, &raw const time, no_mask, 0usize)
             } as libc::c_int);
             match count {
                 Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
@@ -164,19 +166,21 @@ impl Epoll {
             Some(timeout) => timeout.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as libc::c_int,
         };
         // SAFETY: as above.
-        checked(unsafe { libc::epoll_wait(fd, events.as_mut_ptr(), room, millis) })
+        checked(unsafe { libc::epoll_wait(fd, events, room, millis) })
     }
 
     /// Sleeps until a descriptor is ready or `timeout` expires (`None`: never), and passes each
     /// event to `each`. A signal ends the sleep early, without events.
     pub(crate) fn wait(&self, timeout: Option<Duration>, mut each: impl FnMut(Ready)) -> io::Result<usize> {
-        let mut events = [libc::epoll_event { events: 0, u64: 0 }; Self::BATCH];
+        let mut events = [const { MaybeUninit::uninit() }; Self::BATCH];
         let count = match self.wait_for(timeout, &mut events) {
             Ok(count) => count as usize,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             Err(error) => return Err(error),
         };
         for event in &events[..count] {
+            // SAFETY: the kernel has written that many events.
+            let event = unsafe { event.assume_init() };
             each(Ready { token: event.u64, events: event.events });
         }
         Ok(count)

@@ -5,49 +5,73 @@
 
 use std::cell::Cell;
 use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::net::sockopt::Timeout;
 
 use crate::context::Readiness;
 use crate::sync::wait_queue::WaitQueue;
 
-/// The edges that epoll has reported for one direction.
+/// The edges that epoll has reported for one direction, and the coroutines that wait for the next.
 #[derive(Default)]
-pub(super) struct EdgeCount {
-    pub(super) count: u64,
+pub(super) struct Edges {
+    pub(super) waiters: WaitQueue,
+    count: AtomicU64,
     /// A short read does not show that the stream is drained: the peer has closed one or both
     /// directions, so that the last edge may have come already; or it has sent urgent data, at which
     /// a read stops.
-    pub(super) short_reads_show_nothing: bool,
+    short_reads_show_nothing: AtomicBool,
 }
 
-/// The waiters, and the edges they wait for. Shared with the handler, which another thread's poll
-/// may call.
-pub(super) struct Waiters {
-    pub(super) read: WaitQueue<(), EdgeCount>,
-    pub(super) write: WaitQueue<(), EdgeCount>,
+/// Both directions. Shared with the handler, which another thread's poll may call.
+#[derive(Default)]
+pub(super) struct BothEdges {
+    pub(super) read: Edges,
+    pub(super) write: Edges,
 }
 
-impl Waiters {
+impl BothEdges {
     pub(super) fn report(&self, events: u32) {
         let readiness = Readiness::of(events);
         let is_urgent = events & libc::EPOLLPRI as u32 != 0;
         let closing = events & (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) as u32 != 0;
-        for (queue, ready) in [(&self.read, readiness.readable || is_urgent), (&self.write, readiness.writable)] {
-            if ready {
-                let mut locked = queue.lock();
-                let edges = locked.state();
-                edges.count += 1;
-                edges.short_reads_show_nothing |= closing || is_urgent;
-                queue.grant_all(locked, |queue| queue.grant_first());
-            }
+        if readiness.readable || is_urgent {
+            self.read.report(closing || is_urgent);
         }
+        if readiness.writable {
+            self.write.report(false);
+        }
+    }
+}
+
+impl Edges {
+    fn report(&self, short_reads_show_nothing: bool) {
+        if short_reads_show_nothing {
+            // Relaxed: the count, below, publishes it.
+            self.short_reads_show_nothing.store(true, Ordering::Relaxed);
+        }
+        // Release pairs with the acquire in `count`. Reports are made under the context's lock, so
+        // the count is not changed meanwhile.
+        self.count.store(self.count.load(Ordering::Relaxed) + 1, Ordering::Release);
+        // A waiter compares the count under the queue's lock: it sees this edge, or is granted here.
+        self.waiters.grant_all(self.waiters.lock(), |queue| queue.grant_first());
+    }
+
+    /// Returns the number of edges so far.
+    pub(super) fn count(&self) -> u64 {
+        // Acquire pairs with the release in `report`.
+        self.count.load(Ordering::Acquire)
+    }
+
+    pub(super) fn short_reads_show_nothing(&self) -> bool {
+        // Relaxed: an edge that sets it after the read has a number that the reader does not know.
+        self.short_reads_show_nothing.load(Ordering::Relaxed)
     }
 }
 
 /// One direction, as seen by the coroutines.
 pub(super) struct Direction<'a> {
-    pub(super) queue: &'a WaitQueue<(), EdgeCount>,
+    pub(super) edges: &'a Edges,
     pub(super) exhausted_at: &'a Cell<u64>,
     /// The socket option that limits its waits.
     pub(super) option: Timeout,
@@ -58,25 +82,20 @@ pub(super) const NOT_KNOWN: u64 = u64::MAX;
 
 impl Direction<'_> {
     pub(super) fn is_exhausted(&self) -> bool {
-        self.edges() == self.exhausted_at.get()
-    }
-
-    /// Returns the number of edges so far.
-    pub(super) fn edges(&self) -> u64 {
-        self.queue.lock().state().count
+        self.edges.count() == self.exhausted_at.get()
     }
 
     /// Makes the call, and records if it exhausts the direction until the next edge.
     pub(super) fn attempt<R>(
         &self,
         call: impl FnOnce() -> io::Result<R>,
-        exhausts: impl Fn(&R, &EdgeCount) -> bool,
+        exhausts: impl Fn(&R, &Edges) -> bool,
     ) -> io::Result<R> {
         // Before the call: *edges are counted*.
-        let before = self.edges();
+        let before = self.edges.count();
         let result = call();
         let is_exhausted = match &result {
-            Ok(done) => exhausts(done, self.queue.lock().state()),
+            Ok(done) => exhausts(done, self.edges),
             Err(error) => error.kind() == io::ErrorKind::WouldBlock,
         };
         if is_exhausted {

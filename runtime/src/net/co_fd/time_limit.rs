@@ -85,12 +85,7 @@ impl<'a> TimeLimit<'a> {
     ///
     /// Yields.
     #[track_caller]
-    pub(super) fn wait<S>(
-        &self,
-        queue: &WaitQueue<(), S>,
-        locked: Locked<'_, (), S>,
-        reason: WaitReason,
-    ) -> io::Result<()> {
+    pub(super) fn wait(&self, queue: &WaitQueue, locked: Locked<'_>, reason: WaitReason) -> io::Result<()> {
         let context = &self.home.context.shared;
         let timer = OnceCell::new();
         let arm = || {

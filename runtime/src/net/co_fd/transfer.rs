@@ -114,7 +114,7 @@ pub fn splice<A: AsFd, B: AsFd>(from: &CoFd<A>, to: &CoFd<B>, len: usize) -> io:
         from.wait_readable()?;
         to.wait_writable()?;
         // As for any call, edges are counted from before it.
-        let before = (source.edges(), target.edges());
+        let before = (source.edges.count(), target.edges.count());
         let (input, output) = (from.inner().as_fd(), to.inner().as_fd());
         match rustix::pipe::splice(input, None, output, None, len, SpliceFlags::NONBLOCK) {
             // The kernel does not tell which of them would block.
