@@ -10,7 +10,7 @@ pub(crate) mod os_error;
 pub(crate) mod panic;
 pub(crate) mod report;
 
-pub(crate) use clock::{Clock, VirtualClock};
+pub(crate) use clock::{COARSE_STEP, Clock, VirtualClock};
 pub(crate) use cpus::Pinned;
 pub(crate) use descriptors::{Epoll, EventFd, Ready, TimerFd, set_nonblocking};
 pub(crate) use fork::{enter_child, in_child, refuse_in_child};

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use crate::context::{LocalContext, NOTIFY_TOKEN};
-use crate::sys::TimerFd;
+use crate::sys::{COARSE_STEP, TimerFd};
 
 /// Called when the loop has been idle for long.
 pub(crate) type IdleHook = Box<dyn Fn(&LocalContext)>;
@@ -66,7 +66,8 @@ impl IdleTimer {
         }
         home.scheduler.clock.tick();
         let after_ms = u32::try_from(after.as_millis()).unwrap_or(u32::MAX / 4);
-        if self.timer.get().is_some_and(|timer| timer.arm(after).is_ok()) {
+        // A step later, so that the coarse clock has reached the time when the timer expires.
+        if self.timer.get().is_some_and(|timer| timer.arm(after.saturating_add(COARSE_STEP)).is_ok()) {
             self.armed.set(Some((home.scheduler.clock.ms().wrapping_add(after_ms), home.progress.get())));
         }
     }

@@ -101,6 +101,9 @@ fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// The longest step of the coarse clock, that of a kernel with 100 ticks per second.
+pub(crate) const COARSE_STEP: Duration = Duration::from_millis(10);
+
 /// A context's clock.
 #[derive(Clone, Debug, Default)]
 pub(crate) enum Clock {
@@ -118,8 +121,8 @@ impl Clock {
         }
     }
 
-    /// Returns the time in milliseconds, modulo 2^32, from a start of its own. Up to four milliseconds
-    /// late, for a fifth of the price of `now`.
+    /// Returns the time in milliseconds, modulo 2^32, from a start of its own. Up to
+    /// [`COARSE_STEP`] late, for a fifth of the price of `now`.
     pub(crate) fn coarse_ms(&self) -> u32 {
         match self {
             Clock::Real => {
