@@ -87,11 +87,27 @@ impl State<BottomHalfKind> {
     }
 
     fn enqueue(&mut self, index: usize, clock: &Clock) {
+        self.forget_cancelled();
         let entry = &self.entries[index];
         let queued = (index, entry.ticket);
         match entry.kind.is_idle {
             false => self.queues.scheduled.push_back(queued),
             true => self.queues.idle.push_back((clock.now() + IDLE_DELAY, queued)),
+        }
+    }
+
+    /// Drops cancelled entries once they are in the majority: they would accumulate in a loop that
+    /// does not run.
+    fn forget_cancelled(&mut self) {
+        let limit = 2 * self.entries.len() + 64;
+        let Queues { scheduled, idle, .. } = &mut self.queues;
+        let entries = &self.entries;
+        let is_current = |&(index, ticket): &Queued| entries.get(index).is_some_and(|entry| entry.ticket == ticket);
+        if scheduled.len() >= limit {
+            scheduled.retain(is_current);
+        }
+        if idle.len() >= limit {
+            idle.retain(|(_, queued)| is_current(queued));
         }
     }
 
@@ -186,5 +202,31 @@ impl BottomHalves {
         let state = self.lock();
         let first = state.queues.idle.iter().find(|(_, (index, ticket))| state.is_current(*index, *ticket))?;
         Some(first.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::AioContext;
+
+    #[test]
+    fn cancelled_schedules_do_not_accumulate() {
+        // X3: a bottom half that is repeatedly scheduled and cancelled leaves nothing behind, and one
+        // that waits in the same queue still runs
+        AioContext::run(|ctx| {
+            let (first, repeated) = (ctx.new_bottom_half(|| {}).unwrap(), ctx.new_bottom_half(|| {}).unwrap());
+            first.schedule();
+            for _ in 0..10_000 {
+                repeated.schedule();
+                repeated.cancel();
+                repeated.schedule_idle();
+                repeated.cancel();
+            }
+            let state = ctx.shared.bottom_halves.lock();
+            assert!(state.queues.scheduled.len() <= 2 * 2 + 64 && state.queues.idle.len() <= 2 * 2 + 64);
+            drop(state);
+            assert!(ctx.shared.bottom_halves.is_due());
+            assert!(ctx.poll(false));
+        });
     }
 }

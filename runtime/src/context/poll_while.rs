@@ -7,8 +7,8 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
-use std::thread;
 
+use crossbeam_utils::sync::Parker;
 use parking_lot::Mutex;
 
 use crate::context::AioContext;
@@ -93,12 +93,14 @@ impl AioContext {
                 self.0.change(|list| list.retain(|wake| !Arc::ptr_eq(wake, &self.1)));
             }
         }
+        // Not the thread's own: `condition` may park for other reasons.
+        let parker = Parker::new();
         // A thread that runs its own context polls that one meanwhile.
         let wake: Wake = match AioContext::current() {
             Some(own) => Arc::new(move || own.shared.scheduler.notify()),
             None => {
-                let thread = thread::current();
-                Arc::new(move || thread.unpark())
+                let unparker = parker.unparker().clone();
+                Arc::new(move || unparker.unpark())
             }
         };
         let waiters = &self.shared.waiters;
@@ -114,7 +116,7 @@ impl AioContext {
             drop(guard);
             self.shared.unlocked_off_home(|| match AioContext::current() {
                 Some(own) => drop(own.poll(true)),
-                None => thread::park(),
+                None => parker.park(),
             });
         }
     }

@@ -147,7 +147,10 @@ impl Latency {
             "invalid latency {shortest:?} to {longest:?}: must be more than 0, and the shortest first"
         );
         let factor = longest.as_secs_f64() / shortest.as_secs_f64();
-        Latency(Times::Of((0..16).map(|step| shortest.mul_f64(factor.powf(f64::from(step) / 15.0))).collect()))
+        let step = |step| shortest.as_secs_f64() * factor.powf(f64::from(step) / 15.0);
+        // The last one can be rounded to more than a duration holds.
+        let times = (0..16).map(|number| Duration::try_from_secs_f64(step(number)).unwrap_or(longest));
+        Latency(Times::Of(times.collect()))
     }
 
     /// Creates a latency from a list of times.
