@@ -87,6 +87,8 @@ pub(crate) struct FileSystem {
     changes: Vec<Change>,
     open: BTreeMap<RawFd, Open>,
     next: RawFd,
+    /// The number of names given to temporary files so far.
+    temporaries: u64,
     /// The number of changes so far: the disk's own time.
     at: u64,
     /// Makes an unknown descriptor refer to a new file: for tests that use real descriptors.
@@ -114,6 +116,7 @@ impl FileSystem {
             changes: Vec::new(),
             open: BTreeMap::new(),
             next: FIRST,
+            temporaries: 0,
             at: 0,
             #[cfg(test)]
             adopts: false,
@@ -136,6 +139,12 @@ impl FileSystem {
     pub(crate) fn tick(&mut self) -> u64 {
         self.at += 1;
         self.at
+    }
+
+    /// Returns a number for the name of a temporary file, never returned before.
+    pub(crate) fn next_temporary(&mut self) -> u64 {
+        self.temporaries += 1;
+        self.temporaries
     }
 
     fn add(&mut self, name: &Path, len: u64) -> usize {
