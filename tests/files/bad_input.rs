@@ -113,10 +113,12 @@ fn descriptor_without_the_access_mode_is_explained() {
             let read_only = File::open(&temp.0).unwrap();
             let write_only = File::options().write(true).open(&temp.0).unwrap();
             let mut buf = AlignedBuf::new(4096, 4096);
-            for error in [read_only.write_at(&buf, 0).unwrap_err(), write_only.read_at(&mut buf, 0).unwrap_err()] {
+            let errors = [read_only.write_at(&buf, 0).unwrap_err(), write_only.read_at(&mut buf, 0).unwrap_err()];
+            for (file, error) in [&read_only, &write_only].into_iter().zip(errors) {
+                let descriptor = format!("; descriptor {} was closed", file.as_fd().as_raw_fd());
                 assert_says(
                     &error.to_string(),
-                    &["Bad file descriptor", "is not open for this", "read(true).write(true)"],
+                    &["Bad file descriptor", &descriptor, "is not open for this", "read(true).write(true)"],
                 );
             }
             read_only.read_exact_at(&mut buf, 0).unwrap();

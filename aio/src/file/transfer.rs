@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr;
 
 use coralio_runtime::can_suspend;
 use rustix::fs::{Mode, OFlags, fcntl_getfl, open};
@@ -69,7 +70,8 @@ impl File {
         }
         let is_transfer = !matches!(operation.opcode, Opcode::SyncData | Opcode::SyncAll);
         let alignment = if is_transfer && ways.direct { self.alignment } else { Alignment::ANY };
-        Err(explain(-result as i32, &operation, alignment))
+        let handle = if ptr::eq(ways, &self.route.own) { Some(&self.fd) } else { self.cached.get() };
+        Err(explain(-result as i32, &operation, handle.and_then(Handle::descriptor), alignment))
     }
 
     /// Makes one request on the file's own descriptor, ordered with writes of the other kind.
@@ -192,7 +194,7 @@ impl File {
             return Ok(());
         }
         let operation = Operation { opcode, fd: self.fd.number(), addr: 0, len, offset };
-        Err(explain(libc::ENOTCONN, &operation, Alignment::ANY))
+        Err(explain(libc::ENOTCONN, &operation, self.fd.descriptor(), Alignment::ANY))
     }
 
     /// # Safety
