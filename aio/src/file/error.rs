@@ -11,10 +11,12 @@ use crate::engine::error_of;
 
 /// Adds the operation, the likely cause and the remedy to the kernel's error. `descriptor` is that of
 /// the file, which the operation names by a number of its backend; `None` for a simulated file.
+/// `bytes`: the length of all its buffers.
 #[cold]
 pub(crate) fn explain(
     errno: i32,
     operation: &Operation,
+    bytes: u64,
     descriptor: Option<BorrowedFd<'_>>,
     alignment: Alignment,
 ) -> io::Error {
@@ -29,11 +31,13 @@ pub(crate) fn explain(
     };
     let Alignment { memory, block } = alignment;
     let why = match errno {
+        libc::EINVAL if offset.checked_add(bytes).is_none_or(|end| end > i64::MAX as u64) => {
+            "; the range exceeds the largest file size, 2^63 - 1".into()
+        }
         libc::EINVAL if block > 1 => format!(
             "; direct I/O needs offsets and lengths in multiples of {block} bytes and memory aligned to {memory} (this \
              buffer is at {addr:#x}); use AlignedBuf, or Direct::Never"
         ),
-        libc::EINVAL if offset > i64::MAX as u64 => "; the offset exceeds the largest file size, 2^63 - 1".into(),
         libc::EINVAL => "; the file does not support this kind of I/O: is it a regular file or a block device?".into(),
         libc::EBADF => {
             let closed = descriptor

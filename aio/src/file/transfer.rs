@@ -19,7 +19,7 @@ use crate::file::error::{explain, failed};
 
 use super::bounce::{Bounce, LARGEST};
 use super::handle::Handle;
-use super::route::{Route, RouteTable};
+use super::route::{Route, RouteTable, len_of};
 use super::{Alignment, File};
 
 impl File {
@@ -71,7 +71,9 @@ impl File {
         let is_transfer = !matches!(operation.opcode, Opcode::SyncData | Opcode::SyncAll);
         let alignment = if is_transfer && ways.direct { self.alignment } else { Alignment::ANY };
         let handle = if ptr::eq(ways, &self.route.own) { Some(&self.fd) } else { self.cached.get() };
-        Err(explain(-result as i32, &operation, handle.and_then(Handle::descriptor), alignment))
+        // SAFETY: promised by the caller.
+        let bytes = unsafe { len_of(&operation) };
+        Err(explain(-result as i32, &operation, bytes, handle.and_then(Handle::descriptor), alignment))
     }
 
     /// Makes one request on the file's own descriptor, ordered with writes of the other kind.
@@ -194,7 +196,7 @@ impl File {
             return Ok(());
         }
         let operation = Operation { opcode, fd: self.fd.number(), addr: 0, len, offset };
-        Err(explain(libc::ENOTCONN, &operation, self.fd.descriptor(), Alignment::ANY))
+        Err(explain(libc::ENOTCONN, &operation, len, self.fd.descriptor(), Alignment::ANY))
     }
 
     /// # Safety

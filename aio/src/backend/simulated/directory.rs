@@ -19,6 +19,9 @@ mod tree;
 /// Stands for a directory where names lead to the numbers of files.
 const FOLDER: usize = usize::MAX;
 
+/// The largest length of a file, in bytes.
+pub(super) const MAX_LEN: u64 = i64::MAX as u64;
+
 /// Above any descriptor of a process.
 const FIRST: RawFd = 1 << 30;
 
@@ -176,6 +179,7 @@ impl FileSystem {
     }
 
     pub(crate) fn open(&mut self, name: &Path, access: Access) -> io::Result<RawFd> {
+        tree::check_name(name)?;
         // The rules of `std::fs::OpenOptions`.
         let changes = access.create || access.create_new || access.truncate;
         let access = Access { write: access.write || access.append, ..access };
@@ -256,7 +260,12 @@ impl FileSystem {
 
     pub(crate) fn set_len(&mut self, fd: RawFd, len: u64) -> io::Result<()> {
         let at = self.tick();
-        self.usable(fd, true).map(|file| file.set_len(at, len))
+        let file = self.usable(fd, true)?;
+        if len > MAX_LEN {
+            return Err(error(libc::EINVAL));
+        }
+        file.set_len(at, len);
+        Ok(())
     }
 
     /// As `fallocate`.
@@ -280,11 +289,13 @@ impl FileSystem {
     }
 
     /// Makes the directory's names durable, and all earlier changes, like a journal.
-    pub(crate) fn sync_folder(&mut self, folder: &Path) {
+    pub(crate) fn sync_folder(&mut self, folder: &Path) -> io::Result<()> {
+        tree::check_name(folder)?;
         let folder = plain(folder);
         if let Some(last) = self.changes.iter().rposition(|change| change.concerns(&folder)) {
             self.changes.drain(..=last).for_each(|change| change.apply(&mut self.durable));
         }
+        Ok(())
     }
 
     /// Decides the state after a power failure. Open descriptors become unusable.
@@ -321,8 +332,8 @@ mod tests {
                 names.open(Path::new("b.new"), access).unwrap();
                 names.rename(Path::new("b.new"), Path::new("./b")).unwrap();
                 if synced {
-                    names.sync_folder(Path::new("elsewhere"));
-                    names.sync_folder(Path::new("."));
+                    names.sync_folder(Path::new("elsewhere")).unwrap();
+                    names.sync_folder(Path::new(".")).unwrap();
                 }
                 names.remove(Path::new("a")).unwrap();
                 names.crash(&mut tape, false);
