@@ -18,7 +18,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use coralio_runtime::{AioContext, CoMutex};
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::{FileType, OFlags, tell};
+use rustix::io::Errno;
 
 use crate::backend::simulated::SimulatedBackend;
 use crate::backend::{Backend, Opcode};
@@ -126,6 +127,18 @@ fn served_here(in_memory: bool) -> io::Result<Served> {
     Driver::of_this_context().map(|driver| (Arc::clone(driver.engine_for(in_memory)), Some(driver)))
 }
 
+/// Fails for a kind of file that has no offsets.
+fn check_has_offsets(kind: FileType) -> io::Result<()> {
+    match kind {
+        FileType::Fifo | FileType::Socket => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "cannot do file I/O on a pipe, socket or terminal: it has no offsets, and native AIO on it would block; use \
+             a regular file or block device, or CoFd for a stream",
+        )),
+        _ => Ok(()),
+    }
+}
+
 impl File {
     /// Opens a file for reading.
     ///
@@ -153,7 +166,7 @@ impl File {
     ///
     /// # Errors
     ///
-    /// `InvalidInput`: a pipe or socket. Otherwise the kernel's error for the descriptor, or the
+    /// `InvalidInput`: a pipe, socket or terminal. Otherwise the kernel's error for the descriptor, or the
     /// error of creating the context's engine, if this is its first file.
     ///
     /// # Panics
@@ -177,14 +190,9 @@ impl File {
         let Opened { fd, flags, facts } = opened;
         match facts.kind {
             FileType::Directory => return Err(io::Error::from_raw_os_error(libc::EISDIR)),
-            FileType::Fifo | FileType::Socket => {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidInput,
-                    "cannot do file I/O on a pipe or socket: it has no offsets, and native AIO on it would block; use \
-                     a regular file or block device",
-                ));
-            }
-            _ => {}
+            // A terminal is like a pipe; the null device is not.
+            FileType::CharacterDevice if tell(&fd) == Err(Errno::SPIPE) => check_has_offsets(FileType::Fifo)?,
+            kind => check_has_offsets(kind)?,
         }
         let direct = flags.contains(OFlags::DIRECT);
         let alignment = if direct { facts.alignment } else { Alignment::ANY };

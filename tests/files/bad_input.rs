@@ -2,7 +2,7 @@
 //! lost or left undefined.
 
 use std::cell::Cell;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, IoSlice};
 use std::os::fd::{AsFd, AsRawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -113,12 +113,16 @@ fn descriptor_without_the_access_mode_is_explained() {
             let read_only = File::open(&temp.0).unwrap();
             let write_only = File::options().write(true).open(&temp.0).unwrap();
             let mut buf = AlignedBuf::new(4096, 4096);
-            for error in [read_only.write_at(&buf, 0).unwrap_err(), write_only.read_at(&mut buf, 0).unwrap_err()] {
+            let errors = [read_only.write_at(&buf, 0).unwrap_err(), write_only.read_at(&mut buf, 0).unwrap_err()];
+            for (file, error) in [&read_only, &write_only].into_iter().zip(errors) {
+                let descriptor = format!("; descriptor {} was closed", file.as_fd().as_raw_fd());
                 assert_says(
                     &error.to_string(),
-                    &["Bad file descriptor", "is not open for this", "read(true).write(true)"],
+                    &["Bad file descriptor", &descriptor, "is not open for this", "read(true).write(true)"],
                 );
             }
+            let unaligned = read_only.write_at(b"x", 1).unwrap_err().to_string();
+            assert!(!unaligned.contains("descriptor -"), "{unaligned}");
             read_only.read_exact_at(&mut buf, 0).unwrap();
         });
     }
@@ -158,8 +162,19 @@ fn request_past_the_end_is_explained() {
             assert_eq!(error.kind(), ErrorKind::InvalidInput);
             assert_says(&error.to_string(), &[&format!("at {offset}")]);
         }
-        let cached = File::options().read(true).direct(Direct::Never).open(&temp.0).unwrap();
-        assert_says(&cached.read_at(&mut buf, 1 << 63).unwrap_err().to_string(), &["exceeds the largest file size"]);
+        let cached = File::options().read(true).write(true).direct(Direct::Never).open(&temp.0).unwrap();
+        for file in [&file, &cached] {
+            for offset in [1 << 63, i64::MAX as u64 & !4095] {
+                let errors = [
+                    file.read_at(&mut buf, offset).unwrap_err(),
+                    file.write_at(&buf, offset).unwrap_err(),
+                    file.write_vectored_at(&[IoSlice::new(&buf), IoSlice::new(&buf)], offset).unwrap_err(),
+                ];
+                for error in errors {
+                    assert_says(&error.to_string(), &["the range exceeds the largest file size, 2^63 - 1"]);
+                }
+            }
+        }
     });
 }
 

@@ -1,10 +1,14 @@
 //! Opening files, and the context that a file belongs to.
 
 use std::cell::RefCell;
+use std::ffi::CString;
 use std::fs::{self, Permissions};
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::rc::Rc;
 
 use coralio::fs::Direct;
@@ -206,4 +210,46 @@ fn file_can_be_dropped_with_requests_in_flight_elsewhere() {
             readers.into_iter().for_each(|reader| reader.join().unwrap());
         })
         .unwrap();
+}
+
+#[test]
+fn path_that_is_no_file_is_refused_at_once() {
+    // E14, E18: an open of a FIFO without another end, of a socket or of a terminal returns an error,
+    // and does not wait or let the other end continue
+    on_each_backend(|| {
+        let (fifo, socket) = (Temp::at(&memory()), Temp::at(&memory()));
+        let name = CString::new(fifo.0.as_os_str().as_bytes()).unwrap();
+        // SAFETY: the name is a C string.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        let _bound = UnixListener::bind(&socket.0).unwrap();
+        for path in [&fifo.0, &socket.0, Path::new("/dev/ptmx")] {
+            for direct in [Direct::Auto, Direct::Never] {
+                let options = || File::options().direct(direct);
+                for options in [options().read(true), options().write(true), options().write(true).create(true)] {
+                    let error = options.open(path).unwrap_err();
+                    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+                    assert!(error.to_string().contains("it has no offsets"), "{error}");
+                }
+            }
+            let error = File::options().write(true).create_new(true).open(path).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+        }
+    });
+}
+
+#[test]
+fn opened_file_blocks_as_usual() {
+    // E15: the descriptor has the flags that were asked for, and no others
+    on_real_files(|place, direct| {
+        let temp = Temp::with(place, &[1; 4096]);
+        let options = || File::options().read(true).write(true).direct(direct);
+        for options in [options(), options().create(true), options().truncate(true)] {
+            for asked in [0, libc::O_NONBLOCK] {
+                let file = options.clone().custom_flags(asked).open(&temp.0).unwrap();
+                // SAFETY: takes no pointers.
+                let flags = unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_GETFL) };
+                assert_eq!(flags & libc::O_NONBLOCK, asked);
+            }
+        }
+    });
 }

@@ -1,10 +1,10 @@
 //! Simulated files as a program sees them: the same calls as on real ones.
 
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{self, ErrorKind, IoSlice, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::panic;
 
-use coralio::fs::{Alignment, Direct, FileCursor, remove_file, rename, sync_dir};
+use coralio::fs::{self, Alignment, Direct, FileCursor, remove_file, rename, sync_dir};
 use coralio::simulate::{Fault, Faults, Simulation};
 use coralio::task::OsCode;
 use coralio::{AlignedBuf, File, simulate, unblock};
@@ -31,6 +31,63 @@ fn files_are_opened_created_and_removed_by_name() {
         assert!(rename("b", "c").unwrap_err().to_string().contains("cannot rename b to c"));
         file.write_at(b"still", 0)?;
         assert!(!std::path::Path::new("b").exists());
+        Ok(())
+    });
+}
+
+/// Returns what each call makes of its arguments where they are not valid.
+fn bad_arguments() -> Vec<Result<String, ErrorKind>> {
+    fn seen<T: std::fmt::Debug>(done: io::Result<T>) -> Result<String, ErrorKind> {
+        done.map(|value| format!("{value:?}")).map_err(|error| error.kind())
+    }
+    ["", "a\0b"]
+        .iter()
+        .flat_map(|name| {
+            [
+                seen(File::open(name).map(drop)),
+                seen(File::options().write(true).create(true).open(name).map(drop)),
+                seen(fs::read(name)),
+                seen(fs::write(name, "x")),
+                seen(fs::create_dir(name)),
+                seen(fs::create_dir_all(name)),
+                seen(fs::read_dir(name).map(drop)),
+                seen(fs::remove_dir(name)),
+                seen(fs::remove_dir_all(name)),
+                seen(remove_file(name)),
+                seen(rename(name, "never")),
+                seen(fs::hard_link(name, "never")),
+                seen(sync_dir(name)),
+                seen(fs::try_exists(name)),
+                seen(fs::canonicalize(name)),
+            ]
+        })
+        .collect()
+}
+
+#[test]
+fn bad_arguments_get_the_errors_of_a_real_disk() {
+    // E19, E16: empty names and those with a NUL, and lengths and ranges beyond 2^63 - 1, have the
+    // same results as on a real disk
+    let real = coralio::run(bad_arguments);
+    assert_eq!(real[0], Err(ErrorKind::NotFound));
+    Simulation::new().faults(Faults::none()).run(0..1, |sim| {
+        assert_eq!(bad_arguments(), real);
+        let file = sim.create("a", 0);
+        let end = i64::MAX as u64;
+        for len in [end + 1, u64::MAX] {
+            assert_eq!(file.set_len(len).unwrap_err().kind(), ErrorKind::InvalidInput);
+        }
+        let cached = File::options().write(true).direct(Direct::Never).open("a")?;
+        let mut bytes = [0; 512];
+        let errors = [
+            file.write_at(b"x", end).unwrap_err(),
+            file.read_at(&mut bytes, end - 511).unwrap_err(),
+            cached.write_vectored_at(&[IoSlice::new(b"x"), IoSlice::new(b"y")], end - 1).unwrap_err(),
+        ];
+        for error in errors {
+            assert!(error.to_string().contains("the range exceeds the largest file size"), "{error}");
+        }
+        assert_eq!(file.len()?, 0);
         Ok(())
     });
 }

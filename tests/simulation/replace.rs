@@ -54,6 +54,19 @@ fn replaced_file_is_old_or_new_after_a_crash() {
 }
 
 #[test]
+fn replacement_makes_the_same_run_each_time() {
+    // E17: neither the process nor its earlier runs change a run: its names and its log repeat
+    let run = |_: &Sim| {
+        replace_file("dir/file", OLD)?;
+        replace_file("dir/file", NEW)?;
+        Err(io::Error::other("a failure, for its log"))
+    };
+    let [first, second] = [(); 2].map(|()| (small().fingerprint(1, run), small().search(1..2, run).unwrap_err().log));
+    assert_eq!(first, second);
+    assert!(first.1.contains(".coralio-1.tmp"), "{}", first.1);
+}
+
+#[test]
 fn replacement_without_a_sync_is_detected() {
     // E20: without either of its syncs a crash shows a torn file, or the old one
     for (forgets, why) in

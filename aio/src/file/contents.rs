@@ -7,7 +7,8 @@ use std::path::Path;
 use super::names::{on_path, on_paths};
 use super::{Direct, File};
 
-/// Reads a whole file.
+/// Reads a whole file. That of a FIFO waits for its writers, which neither a timeout nor a cancellation
+/// ends.
 ///
 /// ```
 /// let hosts = coralio::run(|| coralio::fs::read("/etc/hosts"))?;

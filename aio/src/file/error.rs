@@ -1,6 +1,7 @@
 //! Error messages: the kernel's error, its likely cause, and the remedy (rule E14).
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use coralio_runtime::{Cancelled, explained};
 
@@ -8,11 +9,19 @@ use super::Alignment;
 use crate::backend::{Opcode, Operation};
 use crate::engine::error_of;
 
-/// Adds the operation, the likely cause and the remedy to the kernel's error.
+/// Adds the operation, the likely cause and the remedy to the kernel's error. `descriptor` is that of
+/// the file, which the operation names by a number of its backend; `None` for a simulated file.
+/// `bytes`: the length of all its buffers.
 #[cold]
-pub(crate) fn explain(errno: i32, operation: &Operation, alignment: Alignment) -> io::Error {
+pub(crate) fn explain(
+    errno: i32,
+    operation: &Operation,
+    bytes: u64,
+    descriptor: Option<BorrowedFd<'_>>,
+    alignment: Alignment,
+) -> io::Error {
     let cause = error_of(errno);
-    let Operation { opcode, fd, addr, len, offset } = *operation;
+    let Operation { opcode, fd: _, addr, len, offset } = *operation;
     let what = match opcode {
         Opcode::Read => format!("reading {len} bytes at {offset}"),
         Opcode::Write => format!("writing {len} bytes at {offset}"),
@@ -22,16 +31,19 @@ pub(crate) fn explain(errno: i32, operation: &Operation, alignment: Alignment) -
     };
     let Alignment { memory, block } = alignment;
     let why = match errno {
+        libc::EINVAL if offset.checked_add(bytes).is_none_or(|end| end > i64::MAX as u64) => {
+            "; the range exceeds the largest file size, 2^63 - 1".into()
+        }
         libc::EINVAL if block > 1 => format!(
             "; direct I/O needs offsets and lengths in multiples of {block} bytes and memory aligned to {memory} (this \
              buffer is at {addr:#x}); use AlignedBuf, or Direct::Never"
         ),
-        libc::EINVAL if offset > i64::MAX as u64 => "; the offset exceeds the largest file size, 2^63 - 1".into(),
         libc::EINVAL => "; the file does not support this kind of I/O: is it a regular file or a block device?".into(),
-        libc::EBADF => format!(
-            "; descriptor {fd} was closed by other code, or is not open for this: open the file with \
-             File::options().read(true).write(true)"
-        ),
+        libc::EBADF => {
+            let closed = descriptor
+                .map_or_else(String::new, |fd| format!("descriptor {} was closed by other code, or ", fd.as_raw_fd()));
+            format!("; {closed}is not open for this: open the file with File::options().read(true).write(true)")
+        }
         libc::EFAULT => "; the buffer is outside the memory of this process".into(),
         libc::ENOSPC => "; the file system is full: free some space, then write the rest again".into(),
         libc::EDQUOT => "; the disk quota is exhausted: free some space, or raise the quota".into(),

@@ -63,13 +63,18 @@ impl Handle {
         }
     }
 
-    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+    /// Returns the descriptor; `None` if the file is simulated.
+    pub(super) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         match &self.owner {
-            Owner::Real { fd, .. } => fd.as_fd(),
-            Owner::Simulated(_) => {
-                panic!("a simulated file has no descriptor: use File's own calls, or run this outside the simulation")
-            }
+            Owner::Real { fd, .. } => Some(fd.as_fd()),
+            Owner::Simulated(_) => None,
         }
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor().unwrap_or_else(|| {
+            panic!("a simulated file has no descriptor: use File's own calls, or run this outside the simulation")
+        })
     }
 }
 

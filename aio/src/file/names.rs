@@ -122,7 +122,7 @@ of_a_path! {
     remove_file("remove", SimulatedFiles::remove, |path| fs::remove_file(path)) -> ();
 
     /// Flushes a directory's entries to stable storage: files created, renamed and removed.
-    sync_dir("sync the directory", |files, path| { files.sync_folder(path); Ok(()) }, |path| {
+    sync_dir("sync the directory", SimulatedFiles::sync_folder, |path| {
         use std::os::unix::fs::OpenOptionsExt;
         fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(path)?.sync_all()
     }) -> ();
@@ -141,7 +141,7 @@ of_a_path! {
     remove_dir_all("remove the directory", SimulatedFiles::remove_tree, |path| fs::remove_dir_all(path)) -> ();
 
     /// Returns whether a file or directory of this name exists. Follows symbolic links.
-    try_exists("look up", |files, path| Ok(files.exists(path)), |path| path.try_exists()) -> bool;
+    try_exists("look up", |files, path| files.exists(path), |path| path.try_exists()) -> bool;
 
     /// Returns the absolute path without symbolic links, `.` and `..`. In a
     /// [simulation](mod@crate::simulate), which has neither links nor a current directory, the path

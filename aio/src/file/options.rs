@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use coralio_runtime::{check_cancelled, explained};
-use rustix::fs::OFlags;
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, lstat, stat};
 
 use crate::backend::simulated::Access;
 use crate::driver::Driver;
@@ -16,7 +16,7 @@ use crate::file::error::cannot_open;
 
 use super::inspect::Facts;
 use super::open_cached::open_cached;
-use super::{File, served_here};
+use super::{File, check_has_offsets, served_here};
 
 /// Whether a file's requests bypass the page cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -134,8 +134,9 @@ impl OpenOptions {
     ///
     /// # Errors
     ///
-    /// As `std::fs::OpenOptions::open`. With [`Direct::Always`]: `InvalidInput` if the file system
-    /// does not support direct I/O. The error of creating the context's engine, if this is its
+    /// As `std::fs::OpenOptions::open`. `IsADirectory`: a directory, which std can open for reading.
+    /// `InvalidInput`: a FIFO, socket or terminal, immediately, where std would wait; with
+    /// [`Direct::Always`], a file system that does not support direct I/O. The error of creating the context's engine, if this is its
     /// first file. `Unsupported`: [`custom_flags`](Self::custom_flags) for a
     /// [simulated](mod@crate::simulate) file.
     ///
@@ -179,7 +180,14 @@ impl OpenOptions {
             }
         }
         let (options, custom, owned) = (self.to_std(), self.custom_flags, path.to_path_buf());
-        unblock(move || open_by(&options, custom, direct, &owned))?
+        // An exclusive open creates a file, or fails.
+        let may_exist = !self.access.create_new;
+        unblock(move || {
+            if may_exist {
+                check_kind(&owned, custom & libc::O_NOFOLLOW == 0)?;
+            }
+            open_by(&options, custom, direct, &owned)
+        })?
     }
 
     fn effective_direct(&self) -> Direct {
@@ -219,17 +227,25 @@ pub(super) struct Opened {
 impl Opened {
     /// Inspects a file; may block.
     pub(super) fn new(fd: OwnedFd) -> io::Result<Opened> {
-        let flags = rustix::fs::fcntl_getfl(&fd)?;
+        let flags = fcntl_getfl(&fd)?;
         Facts::of(&fd).map(|facts| Opened { fd, flags, facts })
     }
 }
 
-/// Opens the file and inspects it; blocks the thread.
+/// Opens the file and inspects it. Blocks the thread, but not for the other end of a FIFO or the line
+/// of a terminal, neither of which is a file: that wait could be endless.
 fn open_by(options: &fs::OpenOptions, custom: i32, direct: Direct, path: &Path) -> io::Result<Opened> {
-    let open = |flags| options.clone().custom_flags(custom | flags).open(path);
+    let open = |options: &fs::OpenOptions, flags| {
+        let open = |flags| options.clone().custom_flags(custom | flags).open(path);
+        open(flags | libc::O_NONBLOCK).or_else(|error| match error.raw_os_error() {
+            // Another process has a lease on the file, and may write to it before this open.
+            Some(libc::EWOULDBLOCK) => open(flags),
+            _ => Err(error),
+        })
+    };
     let file = match direct {
-        Direct::Never => open(0),
-        Direct::Always => open(libc::O_DIRECT).map_err(|error| match error.raw_os_error() {
+        Direct::Never => open(options, 0),
+        Direct::Always => open(options, libc::O_DIRECT).map_err(|error| match error.raw_os_error() {
             Some(libc::EINVAL) => {
                 let text = "its file system does not support direct I/O; use Direct::Auto or Direct::Never";
                 explained(error.kind(), text, error)
@@ -237,10 +253,24 @@ fn open_by(options: &fs::OpenOptions, custom: i32, direct: Direct, path: &Path) 
             _ => error,
         }),
         // The failed open may have created the file, so the second must not require it to be new.
-        Direct::Auto => open(libc::O_DIRECT).or_else(|error| match error.raw_os_error() {
-            Some(libc::EINVAL) => options.clone().custom_flags(custom).create_new(false).open(path),
+        Direct::Auto => open(options, libc::O_DIRECT).or_else(|error| match error.raw_os_error() {
+            Some(libc::EINVAL) => open(options.clone().create_new(false), 0),
             _ => Err(error),
         }),
     }?;
-    Opened::new(file.into())
+    let mut opened = Opened::new(file.into())?;
+    if opened.flags.contains(OFlags::NONBLOCK) && custom & libc::O_NONBLOCK == 0 {
+        opened.flags.remove(OFlags::NONBLOCK);
+        fcntl_setfl(&opened.fd, opened.flags)?;
+    }
+    Ok(opened)
+}
+
+/// Fails if the path is that of a FIFO or socket: even to open and close a FIFO has an effect on its
+/// other end. Any error is left to the open.
+fn check_kind(path: &Path, follows: bool) -> io::Result<()> {
+    match if follows { stat(path) } else { lstat(path) } {
+        Ok(found) => check_has_offsets(FileType::from_raw_mode(found.st_mode)),
+        Err(_) => Ok(()),
+    }
 }

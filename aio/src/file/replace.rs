@@ -101,11 +101,8 @@ impl Drop for Temporary {
 
 /// Creates a file with a new name in a directory, with at most the permissions of `mode`.
 fn create_in(folder: &Path, mode: Option<u32>) -> io::Result<(File, Temporary)> {
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
     loop {
-        // Relaxed: the numbers only have to differ.
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = folder.join(format!(".coralio-{}-{number}.tmp", std::process::id()));
+        let path = folder.join(new_name());
         let options = File::options().write(true).create_new(true).direct(Direct::Never);
         match options.mode(mode.unwrap_or(0o666)).open(&path) {
             // Left by a crash of an earlier process with the same number.
@@ -113,6 +110,17 @@ fn create_in(folder: &Path, mode: Option<u32>) -> io::Result<(File, Temporary)> 
             opened => return Ok((opened?, Temporary { path, is_there: true })),
         }
     }
+}
+
+/// Returns a name that no other file has; in a simulation, the same in each run of a seed.
+fn new_name() -> String {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    if let Some(backend) = Driver::simulated() {
+        return format!(".coralio-{}.tmp", backend.files().next_temporary());
+    }
+    // Relaxed: the numbers only have to differ.
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    format!(".coralio-{}-{number}.tmp", std::process::id())
 }
 
 /// Returns the permissions of the file at `path`, if there is one, without the bits that would let

@@ -198,23 +198,30 @@ impl FileRoutes {
 
     /// Whether a write ends within the file.
     fn is_within(&self, operation: &Operation) -> bool {
-        let len = match operation.opcode {
-            Opcode::WriteVectored => {
-                let vectors = ptr::with_exposed_provenance::<libc::iovec>(operation.addr as usize);
-                // SAFETY: *lent to the kernel*: the array has `len` vectors, which stay valid and
-                // unmodified during the request.
-                unsafe { slice::from_raw_parts(vectors, operation.len as usize) }
-                    .iter()
-                    .map(|one| one.iov_len as u64)
-                    .sum()
-            }
-            _ => operation.len,
-        };
+        // SAFETY: *lent to the kernel*: the memory stays valid and unmodified during the request.
+        let len = unsafe { len_of(operation) };
         // SAFETY: the structure is plain data for which zero is valid, and the kernel fills it.
         let (found, stat) = unsafe {
             let mut stat: libc::stat = mem::zeroed();
             (libc::fstat(operation.fd, &mut stat), stat)
         };
         found == 0 && operation.offset.saturating_add(len) <= stat.st_size as u64
+    }
+}
+
+/// Returns the length of all buffers of a request, in bytes.
+///
+/// # Safety
+///
+/// The array of a vectored request is valid, and not being modified.
+pub(super) unsafe fn len_of(operation: &Operation) -> u64 {
+    match operation.opcode {
+        Opcode::ReadVectored | Opcode::WriteVectored => {
+            let vectors = ptr::with_exposed_provenance::<libc::iovec>(operation.addr as usize);
+            // SAFETY: promised by the caller: the array has `len` vectors.
+            let vectors = unsafe { slice::from_raw_parts(vectors, operation.len as usize) };
+            vectors.iter().map(|one| one.iov_len as u64).sum()
+        }
+        _ => operation.len,
     }
 }

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr;
 
 use coralio_runtime::can_suspend;
 use rustix::fs::{Mode, OFlags, fcntl_getfl, open};
@@ -18,7 +19,7 @@ use crate::file::error::{explain, failed};
 
 use super::bounce::{Bounce, LARGEST};
 use super::handle::Handle;
-use super::route::{Route, RouteTable};
+use super::route::{Route, RouteTable, len_of};
 use super::{Alignment, File};
 
 impl File {
@@ -69,7 +70,10 @@ impl File {
         }
         let is_transfer = !matches!(operation.opcode, Opcode::SyncData | Opcode::SyncAll);
         let alignment = if is_transfer && ways.direct { self.alignment } else { Alignment::ANY };
-        Err(explain(-result as i32, &operation, alignment))
+        let handle = if ptr::eq(ways, &self.route.own) { Some(&self.fd) } else { self.cached.get() };
+        // SAFETY: promised by the caller.
+        let bytes = unsafe { len_of(&operation) };
+        Err(explain(-result as i32, &operation, bytes, handle.and_then(Handle::descriptor), alignment))
     }
 
     /// Makes one request on the file's own descriptor, ordered with writes of the other kind.
@@ -192,7 +196,7 @@ impl File {
             return Ok(());
         }
         let operation = Operation { opcode, fd: self.fd.number(), addr: 0, len, offset };
-        Err(explain(libc::ENOTCONN, &operation, Alignment::ANY))
+        Err(explain(libc::ENOTCONN, &operation, len, self.fd.descriptor(), Alignment::ANY))
     }
 
     /// # Safety

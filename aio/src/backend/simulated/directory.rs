@@ -19,6 +19,9 @@ mod tree;
 /// Stands for a directory where names lead to the numbers of files.
 const FOLDER: usize = usize::MAX;
 
+/// The largest length of a file, in bytes.
+pub(super) const MAX_LEN: u64 = i64::MAX as u64;
+
 /// Above any descriptor of a process.
 const FIRST: RawFd = 1 << 30;
 
@@ -87,6 +90,8 @@ pub(crate) struct FileSystem {
     changes: Vec<Change>,
     open: BTreeMap<RawFd, Open>,
     next: RawFd,
+    /// The number of names given to temporary files so far.
+    temporaries: u64,
     /// The number of changes so far: the disk's own time.
     at: u64,
     /// Makes an unknown descriptor refer to a new file: for tests that use real descriptors.
@@ -114,6 +119,7 @@ impl FileSystem {
             changes: Vec::new(),
             open: BTreeMap::new(),
             next: FIRST,
+            temporaries: 0,
             at: 0,
             #[cfg(test)]
             adopts: false,
@@ -136,6 +142,12 @@ impl FileSystem {
     pub(crate) fn tick(&mut self) -> u64 {
         self.at += 1;
         self.at
+    }
+
+    /// Returns a number for the name of a temporary file, never returned before.
+    pub(crate) fn next_temporary(&mut self) -> u64 {
+        self.temporaries += 1;
+        self.temporaries
     }
 
     fn add(&mut self, name: &Path, len: u64) -> usize {
@@ -167,6 +179,7 @@ impl FileSystem {
     }
 
     pub(crate) fn open(&mut self, name: &Path, access: Access) -> io::Result<RawFd> {
+        tree::check_name(name)?;
         // The rules of `std::fs::OpenOptions`.
         let changes = access.create || access.create_new || access.truncate;
         let access = Access { write: access.write || access.append, ..access };
@@ -247,7 +260,12 @@ impl FileSystem {
 
     pub(crate) fn set_len(&mut self, fd: RawFd, len: u64) -> io::Result<()> {
         let at = self.tick();
-        self.usable(fd, true).map(|file| file.set_len(at, len))
+        let file = self.usable(fd, true)?;
+        if len > MAX_LEN {
+            return Err(error(libc::EINVAL));
+        }
+        file.set_len(at, len);
+        Ok(())
     }
 
     /// As `fallocate`.
@@ -271,11 +289,13 @@ impl FileSystem {
     }
 
     /// Makes the directory's names durable, and all earlier changes, like a journal.
-    pub(crate) fn sync_folder(&mut self, folder: &Path) {
+    pub(crate) fn sync_folder(&mut self, folder: &Path) -> io::Result<()> {
+        tree::check_name(folder)?;
         let folder = plain(folder);
         if let Some(last) = self.changes.iter().rposition(|change| change.concerns(&folder)) {
             self.changes.drain(..=last).for_each(|change| change.apply(&mut self.durable));
         }
+        Ok(())
     }
 
     /// Decides the state after a power failure. Open descriptors become unusable.
@@ -312,8 +332,8 @@ mod tests {
                 names.open(Path::new("b.new"), access).unwrap();
                 names.rename(Path::new("b.new"), Path::new("./b")).unwrap();
                 if synced {
-                    names.sync_folder(Path::new("elsewhere"));
-                    names.sync_folder(Path::new("."));
+                    names.sync_folder(Path::new("elsewhere")).unwrap();
+                    names.sync_folder(Path::new(".")).unwrap();
                 }
                 names.remove(Path::new("a")).unwrap();
                 names.crash(&mut tape, false);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::directory::Open;
+use super::directory::{MAX_LEN, Open};
 use super::faults::{Fault, Faults, Times};
 use super::machine::Machine;
 use crate::backend::Opcode;
@@ -60,6 +60,7 @@ impl Machine {
             _ if open.lost => Outcome::Fails(libc::EIO),
             // Unaligned direct I/O is accepted, and fails.
             _ if lent.touches(mask) || offset & mask as u64 != 0 => Outcome::Fails(libc::EINVAL),
+            _ if offset.saturating_add(len as u64) > MAX_LEN => Outcome::Fails(libc::EINVAL),
             Some(Fault::Error(errno)) => Outcome::Fails(errno),
             Some(Fault::Short(most)) => Outcome::Transfers(most.min(len)),
             Some(_) => Outcome::Transfers(len),

@@ -4,11 +4,13 @@ use std::io;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
+use super::tree::check_name;
 use super::{FileSystem, error, plain};
 
 impl FileSystem {
     pub(crate) fn create_folders(&mut self, name: &Path) -> io::Result<()> {
-        let mut above: Vec<_> = name.ancestors().collect();
+        // As `std::fs::create_dir_all`, which takes an empty name for the current directory.
+        let mut above: Vec<_> = name.ancestors().filter(|name| !name.as_os_str().is_empty()).collect();
         above.reverse();
         above.into_iter().try_for_each(|name| match self.create_folder(name) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && self.is_folder(name) => Ok(()),
@@ -16,13 +18,15 @@ impl FileSystem {
         })
     }
 
-    pub(crate) fn exists(&self, name: &Path) -> bool {
-        self.find(name).is_some() || self.is_folder(name)
+    pub(crate) fn exists(&self, name: &Path) -> io::Result<bool> {
+        match check_name(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            checked => checked.map(|()| self.find(name).is_some() || self.is_folder(name)),
+        }
     }
 
     pub(crate) fn canonicalize(&self, name: &Path) -> io::Result<PathBuf> {
-        let plain = plain(name);
-        if self.exists(&plain) { Ok(plain) } else { Err(error(libc::ENOENT)) }
+        if self.exists(name)? { Ok(plain(name)) } else { Err(error(libc::ENOENT)) }
     }
 
     /// Returns the offset of the next data or hole.

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::{Change, FOLDER, FileSystem, error, plain};
@@ -19,6 +20,15 @@ pub(super) fn rename(names: &mut BTreeMap<PathBuf, usize>, from: &Path, to: &Pat
             names.insert(target, file);
         }
     }
+}
+
+/// Fails if no file can have the name.
+pub(super) fn check_name(name: &Path) -> io::Result<()> {
+    let bytes = name.as_os_str().as_bytes();
+    if bytes.contains(&0) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "file name contained an unexpected NUL byte"));
+    }
+    if bytes.is_empty() { Err(error(libc::ENOENT)) } else { Ok(()) }
 }
 
 impl FileSystem {
@@ -37,6 +47,7 @@ impl FileSystem {
 
     /// Fails if the name is not that of a directory.
     fn check_folder(&self, name: &Path) -> io::Result<()> {
+        check_name(name)?;
         match self.find(name) {
             Some(_) => Err(error(libc::ENOTDIR)),
             None if self.is_folder(name) => Ok(()),
@@ -45,6 +56,7 @@ impl FileSystem {
     }
 
     pub(crate) fn create_folder(&mut self, name: &Path) -> io::Result<()> {
+        check_name(name)?;
         if self.find(name).is_some() || self.is_folder(name) {
             return Err(error(libc::EEXIST));
         }
@@ -82,6 +94,7 @@ impl FileSystem {
     }
 
     pub(crate) fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        check_name(from).and(check_name(to))?;
         let (from, to) = (plain(from), plain(to));
         match (self.find(&from), self.find(&to)) {
             (None, _) if !self.is_folder(&from) => return Err(error(libc::ENOENT)),
@@ -97,6 +110,7 @@ impl FileSystem {
     }
 
     pub(crate) fn hard_link(&mut self, original: &Path, link: &Path) -> io::Result<()> {
+        check_name(original).and(check_name(link))?;
         let file = self.find(original);
         if file.is_none() && self.is_folder(original) {
             return Err(error(libc::EPERM));
@@ -110,6 +124,7 @@ impl FileSystem {
     }
 
     pub(crate) fn remove(&mut self, name: &Path) -> io::Result<()> {
+        check_name(name)?;
         match self.find(name) {
             Some(_) => self.change(Change::Unlink(plain(name))),
             None => return Err(error(if self.is_folder(name) { libc::EISDIR } else { libc::ENOENT })),
