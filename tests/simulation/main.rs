@@ -15,6 +15,7 @@ mod mutants;
 mod program;
 mod replace;
 mod search;
+mod store;
 mod time;
 
 use std::env;
