@@ -111,7 +111,8 @@ impl Log {
             Some(Flaw::NoSync) => Ok(()),
             Some(Flaw::EarlyAcknowledge) => {
                 let file = Rc::clone(&self.file);
-                Ok(drop(spawn(move || file.sync_data())))
+                drop(spawn(move || file.sync_data()));
+                Ok(())
             }
             Some(Flaw::SyncRetried) => self.file.sync_data().or_else(|_| self.file.sync_data()),
             _ => self.file.sync_data(),

@@ -11,11 +11,11 @@ mod commit;
 mod crash;
 mod disk;
 mod few;
+mod key_value_store;
 mod mutants;
 mod program;
 mod replace;
 mod search;
-mod store;
 mod time;
 
 use std::env;
