@@ -113,7 +113,7 @@ impl CoFd<net::TcpStream> {
     ///         stream.set_read_timeout(Some(Duration::from_millis(8)))?;
     ///         stream.wait_writable()?; // a new connection has space
     ///         assert!(stream.nodelay()? && stream.read_timeout()?.is_some() && stream.write_timeout()?.is_none());
-    ///         assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::TimedOut); // nobody writes
+    ///         assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::TimedOut); // no data
     ///         std::io::Result::Ok(())
     ///     });
     ///     client.join().unwrap()

@@ -99,8 +99,8 @@ impl<T: 'static> CoroutineLocal<T> {
     /// use coralio::task::CoroutineLocal;
     ///
     /// static USER: CoroutineLocal<&str> = CoroutineLocal::new();
-    /// let name = || USER.try_with(|user| user.to_string()).unwrap_or_else(|| "nobody".into());
-    /// assert_eq!(name(), "nobody");
+    /// let name = || USER.try_with(|user| user.to_string()).unwrap_or_else(|| "unknown".into());
+    /// assert_eq!(name(), "unknown");
     /// assert_eq!(USER.scope("root", name), "root");
     /// ```
     ///

@@ -31,7 +31,7 @@ use crate::sync::semaphore::Semaphore;
 /// });
 /// ```
 ///
-/// Several permits at once, or none without waiting:
+/// Several permits together, or none without waiting:
 ///
 /// ```
 /// use coralio::context::AioContext;
