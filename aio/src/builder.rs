@@ -79,6 +79,23 @@ impl RuntimeBuilder {
     /// Under [`BackendKind::Auto`], requests that would block go to a thread. A slow submit that
     /// is counted nevertheless indicates a queue too deep for the device, or a thread that was not
     /// scheduled.
+    ///
+    /// ```
+    /// use coralio::driver::{selected_backend, stats};
+    /// use coralio::{File, RuntimeBuilder};
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// RuntimeBuilder::new().slow_submit_threshold(Duration::from_millis(1)).run(|| {
+    ///     File::open("Cargo.toml")?.read_at(&mut [0; 4096], 0)?;
+    ///     println!("{} slow submits", stats().slow_submits);
+    ///     for (backend, why) in selected_backend().iter().flat_map(|selected| selected.rejected()) {
+    ///         println!("not {backend}: {why}"); // with the remedy
+    ///     }
+    ///     Ok(())
+    /// })?
+    /// # }
+    /// ```
     pub fn slow_submit_threshold(mut self, limit: Duration) -> RuntimeBuilder {
         self.slow_submit_threshold = Some(limit);
         self

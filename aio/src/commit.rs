@@ -228,6 +228,20 @@ impl<B, F> GroupCommit<B, F> {
     }
 
     /// Returns whether a commit has failed, so that every call fails.
+    ///
+    /// ```
+    /// use coralio::commit::GroupCommit;
+    /// use coralio::simulate::{Fault, Faults, Simulation};
+    /// use std::rc::Rc;
+    ///
+    /// Simulation::new().faults(Faults::none()).run(0..1, |sim| {
+    ///     let syncs = GroupCommit::of_file(Rc::new(sim.create("log", 0)));
+    ///     sim.inject(Fault::Error(libc::EIO));
+    ///     assert!(syncs.sync_or_poison().is_err());
+    ///     assert!(syncs.is_poisoned() && syncs.sync_or_poison().is_err()); // for ever
+    ///     Ok(())
+    /// });
+    /// ```
     pub fn is_poisoned(&self) -> bool {
         self.failed.get().is_some()
     }

@@ -164,6 +164,21 @@ impl File {
 
     /// Wraps an open descriptor; I/O is direct if it was opened with `O_DIRECT`.
     ///
+    /// ```
+    /// use coralio::File;
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// coralio::run(|| {
+    ///     let file = File::from_fd(std::fs::File::open("Cargo.toml")?.into())?;
+    ///     let mut text = vec![0; file.len()? as usize];
+    ///     file.read_exact_at(&mut text, 0)?;
+    ///     let other = file.to_std()?; // for code that wants a file of `std`
+    ///     assert_eq!(other.metadata()?.len(), text.len() as u64);
+    ///     Ok(())
+    /// })
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// `InvalidInput`: a pipe, socket or terminal. Otherwise the kernel's error for the descriptor, or the
@@ -308,6 +323,25 @@ impl File {
     }
 
     /// Reads from `offset` into several buffers in sequence, until all are full or the file ends.
+    ///
+    /// ```
+    /// use coralio::{AlignedBuf, File};
+    /// use std::io::{IoSlice, IoSliceMut};
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// # let path = std::env::temp_dir().join(format!("coralio-vectored-doc-{}", std::process::id()));
+    /// coralio::run(|| {
+    ///     let file = File::options().read(true).write(true).create(true).open(&path)?;
+    ///     assert_eq!(file.write_vectored_at(&[IoSlice::new(b"head"), IoSlice::new(b"body")], 0)?, 8);
+    ///     let (mut head, mut body) = ([0; 4], AlignedBuf::new(4, 512));
+    ///     assert_eq!(body.align(), 512); // as direct I/O needs
+    ///     file.read_vectored_at(&mut [IoSliceMut::new(&mut head), IoSliceMut::new(&mut body)], 0)?;
+    ///     assert_eq!((&head, &body[..]), (b"head", &b"body"[..]));
+    ///     # std::fs::remove_file(&path)?;
+    ///     Ok(())
+    /// })
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///

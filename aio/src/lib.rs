@@ -82,6 +82,13 @@
 //! A suspended coroutine's stack does not move, so the kernel may write into a buffer on it. The
 //! call neither returns nor unwinds before the kernel has released the buffer, not even if the
 //! coroutine is cancelled or its context ends.
+//!
+//! # Features
+//!
+//! None is enabled by default.
+//!
+//! - `tracing`: a span for each coroutine, entered and left with it at each switch.
+//! - `sanitizer`: tells AddressSanitizer of every stack switch; needs a compiler with `-Zsanitizer`.
 
 // These macros panic if the output cannot be written; messages go through `report`.
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]

@@ -295,6 +295,23 @@ impl Simulation {
     /// runs. Only feasible with few requests and few faults ([`Faults::max_faults`]), since the
     /// number grows exponentially. With [`Latency::all_orders`] no order is repeated.
     ///
+    /// ```
+    /// use coralio::simulate::{Faults, Latency, Sim, Simulation};
+    ///
+    /// let careless = |sim: &Sim| {
+    ///     let file = sim.create("file", 8);
+    ///     let wrote = sim.crash_during(|| file.write_at(b"new data", 0)); // no sync
+    ///     assert!(wrote.is_none() || sim.contents("file").unwrap() == b"new data", "lost");
+    ///     Ok(())
+    /// };
+    /// let every = Simulation::new().faults(Faults::none()).latency(Latency::all_orders());
+    /// let failure = every.explore_all(careless).unwrap_err();
+    /// assert_eq!(failure.message, "lost");
+    /// // The shrunk tape makes the same run again.
+    /// let again = Simulation::new().faults(Faults::none()).latency(Latency::all_orders()).tape(&failure.tape).unwrap();
+    /// assert!(again.search(0..1, careless).is_err());
+    /// ```
+    ///
     /// # Errors
     ///
     /// The first failing run, with its tape shrunk.

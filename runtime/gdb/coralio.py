@@ -6,8 +6,10 @@
 #     (gdb) coralio select 'reader'            then: bt, up, info locals, print; without a name: back
 #     (gdb) coralio core FILE                  like generate-core-file, with the coroutines' stacks
 #
-# Needs a program with type information: the dev profile has it, others with `debug = 2`
-# (CARGO_PROFILE_RELEASE_DEBUG=2). Listing works on every architecture, stack walks on x86-64.
+# Needs the types of the runtime: the dev profile has them, and a release profile with line tables
+# (`debug = 1`) and `[profile.release.package.coralio-runtime] debug = 2` in the workspace's
+# Cargo.toml; or CARGO_PROFILE_RELEASE_DEBUG=2 for one build. Listing works on every architecture,
+# stack walks on x86-64.
 #
 # How it works. The runtime keeps all control blocks on one list, `CHUNKS`. The block of a suspended
 # coroutine contains the stack pointer that corosensei saved, and the stack holds, from there
@@ -98,8 +100,8 @@ def symbol(name):
     if found is None:
         raise gdb.GdbError(
             "coralio: nothing is known of `%s` here; either this program does not use coralio, or its file was not"
-            " loaded (say `file PROGRAM`), or it was built without type information: build it with `debug = 2` in its"
-            " profile, or CARGO_PROFILE_RELEASE_DEBUG=2" % name
+            " loaded (say `file PROGRAM`), or it was built without the types of the runtime: add `debug = 2` under"
+            " [profile.release.package.coralio-runtime] to Cargo.toml, or build with CARGO_PROFILE_RELEASE_DEBUG=2" % name
         )
     return found.value()
 

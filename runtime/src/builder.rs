@@ -70,6 +70,14 @@ impl ContextBuilder {
     /// Reports on standard error each iteration of the loop, or enter outside of an iteration, that
     /// takes longer than `limit`, with the coroutine that runs and a backtrace. Off by default.
     /// Uses a thread, which stops the home thread briefly by `SIGURG` to take the backtrace.
+    ///
+    /// ```no_run
+    /// use coralio::context::AioContext;
+    /// use std::time::Duration;
+    ///
+    /// let builder = AioContext::builder().report_stalls_after(Duration::from_millis(100));
+    /// builder.run_coroutine(|_ctx| std::thread::sleep(Duration::from_secs(1))).unwrap(); // is reported
+    /// ```
     pub fn report_stalls_after(mut self, limit: Duration) -> ContextBuilder {
         self.report_stalls_after = Some(limit);
         self

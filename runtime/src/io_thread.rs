@@ -114,6 +114,19 @@ impl ContextBuilder {
     /// Starts a thread as [`start_thread`](Self::start_thread) does; first the thread calls `prepare`
     /// inside its context, for example to attach an I/O engine.
     ///
+    /// ```
+    /// use coralio::context::{AioContext, install_panic_hook};
+    /// use coralio::task::{DEFAULT_STACK_SIZE, MIN_STACK_SIZE};
+    ///
+    /// let builder = AioContext::builder().stack_size(DEFAULT_STACK_SIZE.max(4 * MIN_STACK_SIZE));
+    /// let worker = builder.start_thread_with("worker", |context| {
+    ///     assert!(context.is_home()); // runs on the new thread
+    ///     install_panic_hook();
+    ///     Ok(())
+    /// });
+    /// worker.unwrap().stop().unwrap();
+    /// ```
+    ///
     /// # Errors
     ///
     /// The error of `prepare`, which ends the thread. Otherwise as `start_thread`.

@@ -98,6 +98,13 @@
 //! pointer within it, and no directive could for every frame layout that the compiler may choose.
 //! Profilers that copy the stack from outside the process (`perf record`, with frame pointers or
 //! with DWARF) are not affected: at worst such a sample has a truncated call chain.
+//!
+//! # Features
+//!
+//! None is enabled by default.
+//!
+//! - `tracing`: a span for each coroutine, entered and left with it at each switch.
+//! - `sanitizer`: tells AddressSanitizer of every stack switch; needs a compiler with `-Zsanitizer`.
 
 // These macros panic if their output cannot be written; messages go through `sys::report`.
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]

@@ -6,6 +6,7 @@ mod injected;
 mod iobench;
 mod lessons;
 mod log;
+mod store;
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -11,6 +11,7 @@ mod commit;
 mod crash;
 mod disk;
 mod few;
+mod key_value_store;
 mod mutants;
 mod program;
 mod replace;

@@ -35,6 +35,19 @@ pub struct AttachError {
 /// Files of the context stay open, and report `NotConnected` until the engine is attached to the
 /// context again; [`File::detach`](crate::File::detach) moves a file to the engine's new context.
 ///
+/// ```
+/// use coralio::driver::{DetachedEngine, detach};
+/// use coralio::{File, context::AioContext};
+///
+/// # fn main() -> std::io::Result<()> {
+/// let engine: DetachedEngine = coralio::run(detach)?;
+/// AioContext::builder().run_coroutine(|_ctx| {
+///     engine.attach().map_err(|failed| failed.error)?;
+///     File::open("Cargo.toml")?.read_at(&mut [0; 4096], 0).map(drop)
+/// })?
+/// # }
+/// ```
+///
 /// # Errors
 ///
 /// `NotFound`: the context has no engine. `Unsupported`: the engine is simulated, or of another

@@ -9,6 +9,19 @@ use super::options::Opened;
 use super::{File, served_here};
 
 /// A file between two contexts. Dropping it closes the file.
+///
+/// ```
+/// use coralio::File;
+/// use coralio::fs::DetachedFile;
+/// use std::thread;
+///
+/// # fn main() -> std::io::Result<()> {
+/// let file: DetachedFile = coralio::run(|| File::open("Cargo.toml").map(File::detach))?;
+/// let reader = thread::spawn(|| coralio::run(|| file.attach()?.read_at(&mut [0; 4096], 0)));
+/// assert!(reader.join().unwrap()? > 0);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct DetachedFile {
     fd: OwnedFd,

@@ -76,6 +76,27 @@ impl File {
 
     /// As [`lock`](File::lock), but excludes only exclusive locks.
     ///
+    /// ```
+    /// use coralio::File;
+    /// use coralio::fs::TryLockError;
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// # let path = std::env::temp_dir().join(format!("coralio-lock-shared-doc-{}", std::process::id()));
+    /// coralio::run(|| {
+    ///     let open = || File::options().write(true).create(true).open(&path);
+    ///     let (first, second, writer) = (open()?, open()?, open()?);
+    ///     first.lock_shared()?;
+    ///     second.try_lock_shared()?;
+    ///     assert!(matches!(writer.try_lock(), Err(TryLockError::WouldBlock)));
+    ///     first.unlock()?;
+    ///     second.unlock()?;
+    ///     writer.try_lock()?;
+    ///     # std::fs::remove_file(&path)?;
+    ///     Ok(())
+    /// })
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// As [`lock`](File::lock).

@@ -86,6 +86,26 @@ pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
 
 /// Creates a second name for a file. Durable once [`sync_dir`] of its directory has returned.
 ///
+/// ```
+/// use coralio::fs::{self, DirEntry};
+///
+/// # fn main() -> std::io::Result<()> {
+/// # let path = std::env::temp_dir().join(format!("coralio-names-doc-{}", std::process::id()));
+/// coralio::run(|| {
+///     fs::create_dir_all(path.join("a/b"))?;
+///     fs::write(path.join("a/one"), "1")?;
+///     fs::hard_link(path.join("a/one"), path.join("a/two"))?;
+///     fs::sync_dir(path.join("a"))?; // both names are durable
+///     fs::remove_dir(path.join("a/b"))?;
+///     let entries: Vec<DirEntry> = fs::read_dir(path.join("a"))?.collect::<std::io::Result<_>>()?;
+///     assert!(entries.len() == 2 && entries.iter().all(|entry| ["one", "two"].contains(&entry.file_name().to_str().unwrap())));
+///     fs::remove_dir_all(&path)?;
+///     assert!(!fs::try_exists(&path)?);
+///     Ok(())
+/// })
+/// # }
+/// ```
+///
 /// # Errors
 ///
 /// As [`rename`]. `AlreadyExists`: the new name exists.

@@ -122,6 +122,20 @@ impl File {
     /// apply to all requests of this handle, whatever the range. Direct requests are not affected.
     /// Has no effect on a [simulated](mod@crate::simulate) file.
     ///
+    /// ```
+    /// use coralio::File;
+    /// use coralio::fs::Advice;
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// coralio::run(|| {
+    ///     let log = File::open("Cargo.toml")?;
+    ///     log.advise(0, 0, Advice::Sequential)?; // reads ahead further
+    ///     log.read_at(&mut [0; 4096], 0)?;
+    ///     log.advise(0, 0, Advice::DontNeed) // leaves the page cache to others
+    /// })
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// As [`next_data`](File::next_data).

@@ -20,6 +20,20 @@ impl std::error::Error for Cancelled {}
 
 impl Cancelled {
     /// Returns whether an I/O error was caused by cancellation.
+    ///
+    /// ```
+    /// use coralio::{sleep, spawn};
+    /// use coralio::context::AioContext;
+    /// use coralio::task::Cancelled;
+    /// use std::time::Duration;
+    ///
+    /// AioContext::run(|ctx| {
+    ///     let task = spawn(|| Ok::<_, std::io::Error>(sleep(Duration::from_secs(3600))?));
+    ///     ctx.poll(false);
+    ///     task.cancel();
+    ///     assert!(Cancelled::is_cause_of(&task.join().unwrap().unwrap_err()));
+    /// });
+    /// ```
     pub fn is_cause_of(error: &io::Error) -> bool {
         error.get_ref().is_some_and(|cause| cause.is::<Cancelled>())
     }

@@ -21,6 +21,23 @@ use crate::task::check_cancelled;
 /// waits; outside a coroutine, the lookup blocks the thread.
 ///
 /// Implemented by the types of this list only.
+///
+/// ```
+/// use coralio::context::AioContext;
+/// use coralio::net::{TcpListener, TcpStream, ToSocketAddrs};
+/// use coralio::spawn;
+///
+/// fn is_reachable(address: impl ToSocketAddrs) -> bool {
+///     TcpStream::connect(address).is_ok()
+/// }
+///
+/// AioContext::run(|_ctx| {
+///     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+///     let port = listener.local_addr().unwrap().port();
+///     let task = spawn(move || is_reachable(("127.0.0.1", port)) && is_reachable(format!("localhost:{port}")));
+///     assert!(task.join().unwrap());
+/// });
+/// ```
 #[doc(alias("lookup_host", "getaddrinfo"))]
 pub trait ToSocketAddrs: sealed::Resolve {}
 

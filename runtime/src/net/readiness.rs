@@ -54,6 +54,32 @@ pub fn wait_readable(fd: impl AsFd) -> io::Result<()> {
 
 /// Waits until `fd` can be written without blocking: there is space, or an error.
 ///
+/// ```
+/// use coralio::spawn;
+/// use coralio::context::AioContext;
+/// use coralio::net::wait_writable;
+/// use std::io::{ErrorKind, Read, Write};
+/// use std::os::unix::net::UnixStream;
+///
+/// AioContext::run(|ctx| {
+///     let (mut near, mut far) = UnixStream::pair()?;
+///     near.set_nonblocking(true)?;
+///     let writer = spawn(move || {
+///         loop {
+///             match near.write(&[0; 65536]) {
+///                 Err(error) if error.kind() == ErrorKind::WouldBlock => return wait_writable(&near),
+///                 written => drop(written?),
+///             }
+///         }
+///     });
+///     while ctx.poll(false) {} // the writer has filled the socket, and waits
+///     far.set_nonblocking(true)?;
+///     while far.read(&mut [0; 65536]).is_ok() {}
+///     writer.join().unwrap()
+/// })?;
+/// # Ok::<_, std::io::Error>(())
+/// ```
+///
 /// # Errors
 ///
 /// As [`wait_readable`].

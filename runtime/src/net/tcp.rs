@@ -97,6 +97,30 @@ impl CoFd<net::TcpStream> {
 
     /// Connects to one address, as [`connect`](Self::connect), for at most `limit`.
     ///
+    /// ```
+    /// use coralio::spawn;
+    /// use coralio::context::AioContext;
+    /// use coralio::net::{TcpListener, TcpStream};
+    /// use std::io::{ErrorKind, Read};
+    /// use std::time::Duration;
+    ///
+    /// AioContext::run(|_ctx| {
+    ///     let listener = TcpListener::bind("127.0.0.1:0")?;
+    ///     let address = listener.local_addr()?;
+    ///     let client = spawn(move || {
+    ///         let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10))?;
+    ///         stream.set_nodelay(true)?;
+    ///         stream.set_read_timeout(Some(Duration::from_millis(8)))?;
+    ///         stream.wait_writable()?; // a new connection has space
+    ///         assert!(stream.nodelay()? && stream.read_timeout()?.is_some() && stream.write_timeout()?.is_none());
+    ///         assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::TimedOut); // no data
+    ///         std::io::Result::Ok(())
+    ///     });
+    ///     client.join().unwrap()
+    /// })?;
+    /// # Ok::<_, std::io::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// `TimedOut`: the limit has expired. As [`connect`](Self::connect).

@@ -304,6 +304,21 @@ impl<T> Receiver<T> {
     /// Receives the oldest message, if there is one. Callable outside a coroutine. A sender that
     /// waited runs when the running coroutine yields, or else in its loop's next iteration.
     ///
+    /// ```
+    /// use coralio::context::AioContext;
+    /// use coralio::sync::channel::{self, TryRecvError, TrySendError};
+    ///
+    /// AioContext::run(|_ctx| {
+    ///     let (sender, receiver) = channel::bounded(1);
+    ///     assert_eq!(receiver.try_recv(), Err(TryRecvError::Empty));
+    ///     sender.try_send("one").unwrap();
+    ///     assert_eq!(sender.try_send("two"), Err(TrySendError::Full("two")));
+    ///     drop(sender);
+    ///     assert_eq!(receiver.try_recv(), Ok("one"));
+    ///     assert_eq!(receiver.try_recv(), Err(TryRecvError::Disconnected));
+    /// });
+    /// ```
+    ///
     /// # Errors
     ///
     /// There is no message; if no sender is left either, there will be none.

@@ -111,6 +111,27 @@ impl<T: ?Sized> CoMutex<T> {
     /// Locks like [`lock`](Self::lock), but ends the wait early if the coroutine is cancelled or an
     /// enclosing timeout expires.
     ///
+    /// ```
+    /// use coralio::{spawn, timeout};
+    /// use coralio::context::AioContext;
+    /// use coralio::sync::CoMutex;
+    /// use coralio::task::TimedOut;
+    /// use std::rc::Rc;
+    /// use std::time::Duration;
+    ///
+    /// AioContext::run(|_ctx| {
+    ///     let mutex = Rc::new(CoMutex::new(1));
+    ///     let guard = mutex.lock();
+    ///     let waits = spawn({
+    ///         let mutex = Rc::clone(&mutex);
+    ///         move || timeout(Duration::from_millis(1), || mutex.lock_cancellable().map(|value| *value))
+    ///     });
+    ///     assert_eq!(waits.join().unwrap(), Err(TimedOut));
+    ///     drop(guard);
+    ///     assert_eq!(*Rc::into_inner(mutex).unwrap().get_mut(), 1); // exclusive: needs no lock
+    /// });
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Cancelled`]. A free lock is taken even so.

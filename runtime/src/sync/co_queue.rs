@@ -68,6 +68,29 @@ impl CoQueue {
     /// Waits like [`wait`](Self::wait), but ends early if the coroutine is cancelled or an
     /// enclosing timeout expires.
     ///
+    /// ```
+    /// use coralio::{spawn, timeout};
+    /// use coralio::context::AioContext;
+    /// use coralio::sync::{CoMutex, CoQueue};
+    /// use coralio::task::{Cancelled, TimedOut};
+    /// use std::time::Duration;
+    ///
+    /// AioContext::run(|_ctx| {
+    ///     let task = spawn(|| {
+    ///         let (ready, queue) = (CoMutex::new(false), CoQueue::new());
+    ///         let wait = || {
+    ///             let mut is_ready = ready.lock();
+    ///             while !*is_ready {
+    ///                 is_ready = queue.wait_cancellable(is_ready)?;
+    ///             }
+    ///             Ok::<_, Cancelled>(())
+    ///         };
+    ///         assert_eq!(timeout(Duration::from_millis(1), wait), Err(TimedOut));
+    ///     });
+    ///     task.join().unwrap();
+    /// });
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Cancelled`]; the mutex is then not locked again.

@@ -95,6 +95,29 @@ impl Share {
 ///     assert_eq!(*table.read(), [1, 2, 3]);
 /// });
 /// ```
+///
+/// Read access becomes write access, and the reverse:
+///
+/// ```
+/// use coralio::context::AioContext;
+/// use coralio::sync::CoRwLock;
+///
+/// AioContext::run(|_ctx| {
+///     let mut cache = CoRwLock::new(None);
+///     let reading = cache.read_cancellable().unwrap();
+///     assert!(cache.try_write().is_none() && reading.is_none());
+///     let mut writing = match reading.try_upgrade() {
+///         Ok(writing) => writing, // the value has not changed
+///         Err(reading) => reading.upgrade(), // another coroutine may have written: check again
+///     };
+///     *writing = Some("filled");
+///     let reading = writing.downgrade();
+///     assert_eq!(*reading, Some("filled"));
+///     drop(reading);
+///     *cache.write_cancellable().unwrap() = None;
+///     assert_eq!(*cache.get_mut(), None); // exclusive: needs no lock
+/// });
+/// ```
 #[doc(alias = "qemu_co_rwlock_init")]
 pub struct CoRwLock<T: ?Sized> {
     state: AtomicU32,

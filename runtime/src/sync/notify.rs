@@ -37,6 +37,26 @@ use crate::sync::wait_queue::{Abandoned, WaitQueue};
 ///     assert_eq!(waiter.join().unwrap(), Ok(()));
 /// });
 /// ```
+///
+/// A wait for whatever comes next, and the end of all waits:
+///
+/// ```
+/// use coralio::spawn;
+/// use coralio::context::AioContext;
+/// use coralio::sync::Notify;
+/// use std::rc::Rc;
+///
+/// AioContext::run(|ctx| {
+///     let notify = Rc::new(Notify::new());
+///     let waiters = [(); 3].map(|()| {
+///         let notify = Rc::clone(&notify);
+///         spawn(move || notify.notified())
+///     });
+///     ctx.poll(false); // all three wait
+///     notify.notify_waiters();
+///     assert_eq!(waiters.map(|waiter| waiter.join().unwrap()), [Ok(()); 3]);
+/// });
+/// ```
 pub struct Notify {
     queue: WaitQueue<Ticket, State>,
 }

@@ -32,6 +32,21 @@ use crate::sync::CoMutex;
 ///     assert_eq!(shared.1.get(), 1);
 /// });
 /// ```
+///
+/// An initializer that fails leaves the cell empty:
+///
+/// ```
+/// use coralio::context::AioContext;
+/// use coralio::sync::OnceCell;
+///
+/// AioContext::run(|_ctx| {
+///     let mut port = OnceCell::new();
+///     assert!(port.get_or_try_init(|| "http".parse::<u16>()).is_err());
+///     assert_eq!(port.get_or_try_init(|| "80".parse::<u16>()), Ok(&80));
+///     *port.get_mut().unwrap() += 8000;
+///     assert_eq!(port.get(), Some(&8080));
+/// });
+/// ```
 pub struct OnceCell<T> {
     value: OnceLock<T>,
     /// Held by the initializer.

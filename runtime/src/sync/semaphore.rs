@@ -111,6 +111,26 @@ impl Semaphore {
     /// Acquires like [`acquire_many`](Self::acquire_many), but ends the wait early if the coroutine
     /// is cancelled or an enclosing timeout expires.
     ///
+    /// ```
+    /// use coralio::{spawn, timeout};
+    /// use coralio::context::AioContext;
+    /// use coralio::sync::Semaphore;
+    /// use coralio::task::TimedOut;
+    /// use std::time::Duration;
+    ///
+    /// AioContext::run(|_ctx| {
+    ///     let task = spawn(|| {
+    ///         let slots = Semaphore::new(4);
+    ///         let three = slots.acquire_many_cancellable(3).unwrap();
+    ///         let limit = Duration::from_millis(1);
+    ///         assert!(matches!(timeout(limit, || slots.acquire_many_cancellable(2).is_ok()), Err(TimedOut)));
+    ///         drop(three);
+    ///         assert!(slots.acquire_many_cancellable(2).is_ok());
+    ///     });
+    ///     task.join().unwrap();
+    /// });
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Cancelled`]. Available permits are acquired even so.

@@ -67,6 +67,26 @@ impl<T> Channel<T> {
 }
 
 /// The sending handle of a [watch channel](channel()). It can be sent to any thread, and cloned.
+///
+/// ```
+/// use coralio::spawn;
+/// use coralio::context::AioContext;
+/// use coralio::sync::watch;
+///
+/// AioContext::run(|ctx| {
+///     let (limit, watched) = watch::channel(10);
+///     let late = limit.subscribe();
+///     assert_eq!((limit.receiver_count(), *limit.send_replace(20)), (2, 10));
+///     assert_eq!(*late.borrow(), 20);
+///     let sender = spawn(move || {
+///         limit.closed().unwrap();
+///         assert!(limit.is_closed() && limit.send(30).is_err());
+///     });
+///     ctx.poll(false);
+///     drop((watched, late));
+///     sender.join().unwrap();
+/// });
+/// ```
 pub struct Sender<T> {
     channel: Arc<Channel<T>>,
 }
@@ -164,6 +184,28 @@ impl<T> Drop for Sender<T> {
 
 /// The receiving handle of a [watch channel](channel()). It can be sent to any thread, and cloned;
 /// each handle sees each change for itself.
+///
+/// ```
+/// use coralio::spawn;
+/// use coralio::context::AioContext;
+/// use coralio::sync::watch;
+///
+/// AioContext::run(|_ctx| {
+///     let (progress, mut watched) = watch::channel(0);
+///     let half = spawn(move || {
+///         assert_eq!(watched.has_changed(), Ok(true));
+///         assert_eq!(*watched.borrow_and_update(), 10);
+///         *watched.wait_for(|percent| *percent >= 50).unwrap()
+///     });
+///     progress.send(10).unwrap();
+///     let worker = spawn(move || [30, 60].iter().for_each(|percent| {
+///         progress.send(*percent).unwrap();
+///         coralio::yield_now();
+///     }));
+///     assert_eq!(half.join().unwrap(), 60);
+///     worker.join().unwrap();
+/// });
+/// ```
 pub struct Receiver<T> {
     channel: Arc<Channel<T>>,
     /// The version seen last.

@@ -209,6 +209,23 @@ impl Coroutine {
     }
 
     /// Returns whether the coroutine is on the stack: running, or below coroutines that it entered.
+    ///
+    /// ```
+    /// use coralio::context::AioContext;
+    /// use coralio::coroutine::{Coroutine, suspend};
+    ///
+    /// AioContext::run(|_ctx| {
+    ///     let coroutine = Coroutine::builder()
+    ///         .create(|| {
+    ///             assert!(Coroutine::current().unwrap().is_entered());
+    ///             suspend();
+    ///         })
+    ///         .unwrap();
+    ///     coroutine.enter();
+    ///     assert!(!coroutine.is_entered()); // suspended
+    ///     coroutine.enter();
+    /// });
+    /// ```
     #[inline]
     #[doc(alias = "qemu_coroutine_entered")]
     pub fn is_entered(self) -> bool {
@@ -310,7 +327,7 @@ impl Coroutine {
         Scheduler::expect("suspending a coroutine").cut_short(self.id.block)
     }
 
-    /// Returns the coroutine as plain data, for an I/O engine.
+    /// Returns the coroutine as plain data. For authors of engines.
     #[inline]
     pub fn token(self) -> CoroutineId {
         CoroutineId { id: self.id }
@@ -404,6 +421,17 @@ pub fn yield_now() {
 /// does not count it: a destructor that waits for another coroutine then is suspended while its
 /// stack unwinds, and [`std::thread::panicking`] stays true on the thread until the coroutine has
 /// ended.
+///
+/// ```
+/// use coralio::spawn;
+/// use coralio::context::AioContext;
+/// use coralio::task::can_suspend;
+///
+/// AioContext::run(|_ctx| {
+///     assert!(!can_suspend()); // on the thread's own stack
+///     assert!(spawn(can_suspend).join().unwrap());
+/// });
+/// ```
 #[inline]
 pub fn can_suspend() -> bool {
     Scheduler::current().is_some_and(Scheduler::can_suspend)

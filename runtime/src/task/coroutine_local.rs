@@ -95,6 +95,15 @@ impl<T: 'static> CoroutineLocal<T> {
     /// Calls `f` with the value, if the running code is within a [`scope`](Self::scope); otherwise
     /// returns `None`.
     ///
+    /// ```
+    /// use coralio::task::CoroutineLocal;
+    ///
+    /// static USER: CoroutineLocal<&str> = CoroutineLocal::new();
+    /// let name = || USER.try_with(|user| user.to_string()).unwrap_or_else(|| "unknown".into());
+    /// assert_eq!(name(), "unknown");
+    /// assert_eq!(USER.scope("root", name), "root");
+    /// ```
+    ///
     /// # Control
     ///
     /// As `f`.

@@ -37,6 +37,29 @@ pub fn interval(period: Duration) -> Interval {
 /// Creates an interval that ticks every `period`, the first time at `start`: a time of the context's
 /// clock, see [`AioContext::now`](crate::AioContext::now).
 ///
+/// ```
+/// use coralio::spawn;
+/// use coralio::context::{AioContext, VirtualClock};
+/// use coralio::task::{MissedTickBehavior, interval_at, sleep_until};
+/// use std::time::Duration;
+///
+/// let clock = VirtualClock::new();
+/// let second = Duration::from_secs(1);
+/// AioContext::builder()
+///     .virtual_clock(clock.clone())
+///     .run_coroutine(|ctx| {
+///         let start = ctx.now() + second;
+///         let mut interval = interval_at(start, second);
+///         interval.set_missed_tick_behavior(MissedTickBehavior::Skip);
+///         interval.tick().unwrap();
+///         sleep_until(start + second * 5 / 2).unwrap(); // misses the next one
+///         assert_eq!(interval.tick(), Ok(start + second));
+///         assert_eq!(interval.tick(), Ok(start + 3 * interval.period()));
+///     })
+///     .unwrap();
+/// assert_eq!(clock.elapsed(), Duration::from_secs(4));
+/// ```
+///
 /// # Panics
 ///
 /// If the period is zero.

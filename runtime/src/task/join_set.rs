@@ -38,6 +38,32 @@ use crate::task::{Coroutine, CoroutineBuilder, JoinHandle};
 ///     assert_eq!(ended, [1, 2, 3]);
 /// });
 /// ```
+///
+/// Named coroutines, and three ends: to be polled, cancelled, or left alone:
+///
+/// ```
+/// use coralio::{sleep, yield_now};
+/// use coralio::context::AioContext;
+/// use coralio::coroutine::Coroutine;
+/// use coralio::task::JoinSet;
+/// use std::time::Duration;
+///
+/// AioContext::run(|ctx| {
+///     let mut set = JoinSet::new();
+///     set.spawn_with(Coroutine::builder().name("short"), || Ok(yield_now())).unwrap();
+///     set.spawn_with(Coroutine::builder().name("long"), || sleep(Duration::from_secs(3600))).unwrap();
+///     while set.len() == 2 {
+///         ctx.poll(true);
+///         if let Some(result) = set.try_join_next() {
+///             assert!(result.unwrap().is_ok());
+///         }
+///     }
+///     set.cancel_all();
+///     assert!(set.join_next().unwrap().unwrap().unwrap().is_err());
+///     set.spawn(|| Ok(()));
+///     set.detach_all(); // the drop of the set cancels nothing
+/// });
+/// ```
 #[must_use = "dropping the set cancels its coroutines"]
 pub struct JoinSet<T> {
     /// The handles, in order of creation.

@@ -96,6 +96,20 @@ impl AioContext {
     /// migrate; this is how to run code on another thread. Called from the same context, it just
     /// calls `f`.
     ///
+    /// ```
+    /// use coralio::context::{AioContext, IoThread};
+    /// use std::thread;
+    ///
+    /// let worker = IoThread::start("worker").unwrap();
+    /// AioContext::run(|ctx| {
+    ///     let context = worker.context().clone();
+    ///     assert!(ctx.is_home() && !context.is_home() && !context.is_same(ctx));
+    ///     let name = context.run_on(|| thread::current().name().map(str::to_string)).unwrap();
+    ///     assert_eq!(name.as_deref(), Some("worker"));
+    /// });
+    /// worker.stop().unwrap();
+    /// ```
+    ///
     /// # Errors
     ///
     /// The payload of a panic of `f`; or [`Cancelled`], if the context ended before `f` did, or the

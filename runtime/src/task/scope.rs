@@ -114,6 +114,22 @@ impl<'scope> Scope<'scope, '_> {
 
     /// Spawns a coroutine as [`spawn`](Self::spawn) does, with a name or a stack size.
     ///
+    /// ```
+    /// use coralio::scope;
+    /// use coralio::context::AioContext;
+    /// use coralio::coroutine::Coroutine;
+    ///
+    /// AioContext::run(|_ctx| {
+    ///     let words = ["one", "three"];
+    ///     let longest = scope(|s| {
+    ///         let builder = Coroutine::builder().name("longest").stack_size(1 << 20);
+    ///         let longest = s.spawn_with(builder, || words.iter().map(|word| word.len()).max());
+    ///         longest.unwrap().join().unwrap()
+    ///     });
+    ///     assert_eq!(longest, Some(5));
+    /// });
+    /// ```
+    ///
     /// # Errors
     ///
     /// No memory for a stack, or the context is ending.

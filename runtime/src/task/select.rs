@@ -110,6 +110,21 @@ pub fn race<B: Race>(branches: B) -> B::Output {
 }
 
 /// Branches for [`select`]: a tuple of up to eight closures.
+///
+/// ```
+/// use coralio::{sleep, yield_now};
+/// use coralio::context::AioContext;
+/// use coralio::task::{Select, select};
+/// use std::time::Duration;
+///
+/// /// Waits for the branches of a server, and says which results there are.
+/// fn serve<B: Select<Output: std::fmt::Debug>>(branches: B) -> String {
+///     format!("{:?}", select(branches))
+/// }
+///
+/// let wait = || sleep(Duration::from_secs(3600));
+/// AioContext::run(|_ctx| assert_eq!(serve((yield_now, wait)), "((), Err(Cancelled))"));
+/// ```
 pub trait Select: sealed::Sealed {
     /// The results, in the order of the branches.
     type Output;
@@ -119,6 +134,18 @@ pub trait Select: sealed::Sealed {
 }
 
 /// Branches for [`race`]: an array, a `Vec` or a tuple of closures with one type of result.
+///
+/// ```
+/// use coralio::context::AioContext;
+/// use coralio::task::{Race, race};
+///
+/// /// Reads from whichever replica answers first.
+/// fn read<B: Race<Output = u32>>(replicas: B) -> u32 {
+///     race(replicas)
+/// }
+///
+/// AioContext::run(|_ctx| assert_eq!(read([|| 7, || 7]), 7));
+/// ```
 pub trait Race: sealed::Sealed {
     /// The result.
     type Output;

@@ -183,7 +183,7 @@ impl Tracer {
     }
 
     /// Records the beginning of a piece of work; its end is recorded when the returned value is
-    /// dropped.
+    /// dropped. For authors of engines.
     #[cold]
     #[track_caller]
     #[must_use = "dropping the span records its end"]
@@ -199,14 +199,14 @@ impl Tracer {
         self.push(Event::Request { request: key, state }, NONE, Some(Location::caller()), None);
     }
 
-    /// Records an engine's counters.
+    /// Records an engine's counters. For authors of engines.
     #[cold]
     #[track_caller]
     pub fn counters(&self, in_flight: u32, pending: u32, plugged: u32) {
         self.push(Event::Counters { in_flight, pending, plugged }, NONE, Some(Location::caller()), None);
     }
 
-    /// Records the violation of a rule.
+    /// Records the violation of a rule. For authors of engines.
     #[cold]
     #[track_caller]
     pub fn violation(&self, what: impl Into<String>) {

@@ -20,6 +20,30 @@ pub(super) fn kept(before: &[Frame], after: &[Frame]) -> usize {
 }
 
 /// The state after some prefix of a recording.
+///
+/// ```
+/// use coralio::context::AioContext;
+/// use coralio::trace::{CoroutineIndex, CoroutineInfo, Event, Replay, Trace, WaitKind, Wake};
+/// use coralio::{spawn, yield_now};
+///
+/// let trace = Trace::new(1000);
+/// AioContext::builder().trace(&trace).run_coroutine(|_| spawn(yield_now).join().unwrap())?;
+/// let recording = trace.recording();
+/// let spawned = CoroutineIndex(1);
+/// let mut replay = Replay::of(&recording);
+/// for record in &recording.records {
+///     replay.apply(record).unwrap();
+///     match record.event {
+///         Event::Yield { lane, waits: WaitKind::Turn } => assert!(lane == spawned && !replay.is_entered(lane)),
+///         Event::Wake { lane, how: Wake::Deferred } => println!("{}", recording.describe(&record.event)),
+///         _ => {}
+///     }
+/// }
+/// assert!(!replay.is_alive(spawned)); // it has ended
+/// let CoroutineInfo { name, created_at, .. } = &recording.lanes[spawned.0];
+/// println!("{name} was created at {created_at:?}");
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Replay {
     /// Each thread's stack, outermost frame first.

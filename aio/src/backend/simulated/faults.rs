@@ -76,6 +76,25 @@ impl Faults {
 
     /// Sets the maximum number of faults in one run, of all kinds together; injected faults do not
     /// count. Useful with [`explore_all`](super::super::super::simulate::Simulation::explore_all).
+    ///
+    /// ```
+    /// use coralio::simulate::{Faults, Latency, Simulation};
+    /// use std::time::Duration;
+    ///
+    /// let kernel = Faults::none()
+    ///     .refused(0.1).partial(0.1).invalid(0.01) // submits
+    ///     .at_once(0.1).stalled(0.1).late(0.1).early(0.1) // completions
+    ///     .cancelled(0.5)
+    ///     .max_faults(2);
+    /// let disk = Latency::between(Duration::from_micros(50), Duration::from_millis(20));
+    /// let machine = Simulation::new().faults(kernel).latency(disk).torn_writes(false).max_steps(10_000);
+    /// machine.run(0..10, |sim| {
+    ///     let _ = sim.create("file", 512).write_at(b"hello", 0); // fails if the submit was invalid
+    ///     Ok(())
+    /// });
+    /// let write = |sim: &coralio::simulate::Sim| sim.create("file", 512).write_at(b"hello", 0).map(drop);
+    /// assert_eq!(machine.fingerprint(7, write), machine.fingerprint(7, write)); // the same run
+    /// ```
     pub fn max_faults(mut self, faults: u32) -> Faults {
         self.max_faults = faults;
         self

@@ -56,6 +56,24 @@ impl AioContext {
 
     /// Runs `callback` once, in the loop's next iteration. From any thread.
     ///
+    /// ```
+    /// use coralio::context::AioContext;
+    /// use std::sync::mpsc;
+    ///
+    /// AioContext::run(|ctx| {
+    ///     let (sender, receiver) = mpsc::channel();
+    ///     let other = sender.clone();
+    ///     ctx.schedule_oneshot(move || sender.send("once").unwrap()).unwrap();
+    ///     let tidy = ctx.new_bottom_half(move || other.send("within 10 ms").unwrap()).unwrap();
+    ///     tidy.schedule_idle();
+    ///     assert!(ctx.bottom_halves().iter().any(|half| half.is_one_shot && half.is_scheduled));
+    ///     while !ctx.bottom_halves().iter().all(|half| !half.is_scheduled && !half.is_idle_scheduled) {
+    ///         ctx.poll(true);
+    ///     }
+    ///     assert_eq!(receiver.try_iter().collect::<Vec<_>>(), ["once", "within 10 ms"]);
+    /// });
+    /// ```
+    ///
     /// # Errors
     ///
     /// Fails if the context has ended. `callback` is dropped. A callback that was accepted, but has

@@ -16,6 +16,32 @@ impl AioContext {
     /// Watches are level-triggered: the handler is called again until it has read or written. The
     /// handler is `Send`, since another thread's poll may call it.
     ///
+    /// ```
+    /// use coralio::context::{AioContext, Interest};
+    /// use std::io::{Read, Write};
+    /// use std::os::unix::net::UnixStream;
+    /// use std::sync::Arc;
+    /// use std::sync::atomic::{AtomicUsize, Ordering};
+    ///
+    /// AioContext::run(|ctx| {
+    ///     let (near, mut far) = UnixStream::pair()?;
+    ///     let (near, total) = (Arc::new(near), Arc::new(AtomicUsize::new(0)));
+    ///     let watch = ctx.add_fd_handler(Arc::clone(&near), Interest::Read, {
+    ///         let total = Arc::clone(&total);
+    ///         move |readiness| {
+    ///             assert!(readiness.readable);
+    ///             total.fetch_add((&*near).read(&mut [0; 8]).unwrap(), Ordering::Relaxed);
+    ///         }
+    ///     })?;
+    ///     far.write_all(b"hello")?;
+    ///     ctx.poll(true);
+    ///     assert_eq!(total.load(Ordering::Relaxed), 5);
+    ///     watch.set_interest(Interest::Write)?; // from now on, when there is space
+    ///     Ok::<_, std::io::Error>(())
+    /// })
+    /// .unwrap();
+    /// ```
+    ///
     /// # Errors
     ///
     /// `AlreadyExists`: the descriptor has a watch already; use [`FdHandler::set_interest`].

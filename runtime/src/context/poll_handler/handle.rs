@@ -19,6 +19,35 @@ impl AioContext {
     /// A thread that makes the source ready must call [`notify`](Self::notify) afterwards, which
     /// costs a system call only if the loop sleeps.
     ///
+    /// ```
+    /// use coralio::context::AioContext;
+    /// use std::sync::Arc;
+    /// use std::sync::atomic::{AtomicU32, Ordering};
+    /// use std::thread;
+    /// use std::time::Duration;
+    ///
+    /// AioContext::run(|ctx| {
+    ///     let doorbell = Arc::new(AtomicU32::new(0));
+    ///     let (seen, rung) = (Arc::clone(&doorbell), Arc::clone(&doorbell));
+    ///     ctx.set_busy_poll_max(Duration::from_micros(50));
+    ///     let handler = ctx.add_poll_handler(move || seen.load(Ordering::Acquire) == 1, move || rung.store(2, Ordering::Release))?;
+    ///     assert_eq!(handler.window(), ctx.poll_handlers()[0].window); // how long the loop looks before it sleeps
+    ///     let device = thread::spawn({
+    ///         let (doorbell, ctx) = (Arc::clone(&doorbell), ctx.clone());
+    ///         move || {
+    ///             doorbell.store(1, Ordering::Release);
+    ///             ctx.notify();
+    ///         }
+    ///     });
+    ///     while doorbell.load(Ordering::Acquire) != 2 {
+    ///         ctx.poll(true);
+    ///     }
+    ///     device.join().unwrap();
+    ///     Ok::<_, coralio::context::ContextEnded>(())
+    /// })
+    /// .unwrap();
+    /// ```
+    ///
     /// # Errors
     ///
     /// Fails if the context has ended. Both closures are dropped.
@@ -34,6 +63,16 @@ impl AioContext {
 
     /// As [`add_poll_handler`](Self::add_poll_handler), for a handler that
     /// [deletes](PollHandler::delete) itself: the handler receives its own handle.
+    ///
+    /// ```
+    /// use coralio::context::AioContext;
+    ///
+    /// AioContext::run(|ctx| {
+    ///     let _once = ctx.add_poll_handler_with(|| true, |own| own.delete()).unwrap();
+    ///     assert!(ctx.poll(false));
+    ///     assert!(ctx.poll_handlers().is_empty());
+    /// });
+    /// ```
     ///
     /// # Errors
     ///

@@ -124,6 +124,34 @@ impl Timer {
 
     /// Arms the timer to fire at `deadline`, not earlier. Replaces an earlier arming. If `deadline`
     /// has passed, the timer fires in the next iteration.
+    ///
+    /// ```
+    /// use coralio::context::{AioContext, VirtualClock};
+    /// use std::sync::Arc;
+    /// use std::sync::atomic::{AtomicU32, Ordering};
+    /// use std::time::Duration;
+    ///
+    /// let clock = VirtualClock::new();
+    /// AioContext::builder()
+    ///     .virtual_clock(clock.clone())
+    ///     .run(|ctx| {
+    ///         let fired = Arc::new(AtomicU32::new(0));
+    ///         let timer = ctx.new_timer({
+    ///             let fired = Arc::clone(&fired);
+    ///             move || _ = fired.fetch_add(1, Ordering::Relaxed)
+    ///         });
+    ///         let (timer, noon) = (timer.unwrap(), ctx.now() + Duration::from_secs(3600));
+    ///         timer.arm_at(noon);
+    ///         assert_eq!(ctx.timers()[0].deadline, Some(noon));
+    ///         clock.advance_to(noon);
+    ///         ctx.poll(true);
+    ///         timer.arm_at(noon); // passed: would fire in the next iteration
+    ///         timer.disarm();
+    ///         ctx.poll(false);
+    ///         assert_eq!(fired.load(Ordering::Relaxed), 1);
+    ///     })
+    ///     .unwrap();
+    /// ```
     #[doc(alias = "timer_mod")]
     pub fn arm_at(&self, deadline: Instant) {
         let mut state = self.0.table().lock();

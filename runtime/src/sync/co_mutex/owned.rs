@@ -12,6 +12,21 @@ use crate::coroutine::Cancelled;
 use crate::sync::co_mutex::{CoMutex, CoMutexGuard};
 
 /// A shared pointer to a [`CoMutex`]: an `Rc` or an `Arc`.
+///
+/// ```
+/// use coralio::context::AioContext;
+/// use coralio::sync::{CoMutex, OwnedCoMutexGuard, SharedMutex};
+/// use std::sync::Arc;
+///
+/// /// Takes a counter out, to be put back by the drop of the guard.
+/// fn take<M: SharedMutex<Value = u32>>(counter: M) -> OwnedCoMutexGuard<M> {
+///     let mut guard = CoMutex::lock_owned(counter);
+///     *guard += 1;
+///     guard
+/// }
+///
+/// AioContext::run(|_ctx| assert_eq!(*take(Arc::new(CoMutex::new(6))), 7));
+/// ```
 pub trait SharedMutex: sealed::Sealed {
     /// The value in the mutex.
     type Value: ?Sized;
@@ -103,6 +118,21 @@ impl<T: ?Sized> CoMutex<T> {
     }
 
     /// Locks as [`lock_cancellable`](Self::lock_cancellable) does, through an `Rc` or an `Arc`.
+    ///
+    /// ```
+    /// use coralio::context::AioContext;
+    /// use coralio::sync::CoMutex;
+    /// use std::rc::Rc;
+    ///
+    /// AioContext::run(|_ctx| {
+    ///     let words = Rc::new(CoMutex::new(vec!["one"]));
+    ///     let mut guard = CoMutex::lock_owned_cancellable(Rc::clone(&words)).unwrap();
+    ///     guard.push("two");
+    ///     assert!(CoMutex::try_lock_owned(Rc::clone(&words)).is_none());
+    ///     drop(guard);
+    ///     assert_eq!(CoMutex::try_lock_owned(words).unwrap().len(), 2);
+    /// });
+    /// ```
     ///
     /// # Errors
     ///

@@ -30,6 +30,23 @@ use crate::sync::semaphore::Semaphore;
 ///     server.join().unwrap();
 /// });
 /// ```
+///
+/// Several permits together, or none without waiting:
+///
+/// ```
+/// use coralio::context::AioContext;
+/// use coralio::sync::Semaphore;
+/// use std::sync::Arc;
+///
+/// AioContext::run(|_ctx| {
+///     let slots = Arc::new(Semaphore::new(3));
+///     let two = Semaphore::acquire_many_owned(Arc::clone(&slots), 2);
+///     let third = Semaphore::acquire_owned_cancellable(Arc::clone(&slots)).unwrap();
+///     assert!(Semaphore::try_acquire_owned(Arc::clone(&slots)).is_none());
+///     drop((two, third));
+///     assert_eq!(slots.available(), 3);
+/// });
+/// ```
 #[must_use = "dropping the permit returns it to the semaphore"]
 pub struct OwnedPermit<S: Deref<Target = Semaphore>> {
     semaphore: S,
