@@ -1,7 +1,11 @@
 //! A file as the backend knows it: a number, and the registration to drop on close.
+//!
+//! A registered file saves io_uring a little work per request. Registering and unregistering take two
+//! system calls, which only a file that is used often earns back.
 
 #![allow(unsafe_code)]
 
+use std::cell::{Cell, OnceCell};
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -9,16 +13,21 @@ use std::sync::Arc;
 use crate::backend::simulated::SimulatedBackend;
 use crate::engine::erased::ErasedEngine;
 
+/// The number of a file's requests after which it is registered.
+const USES_TO_REGISTRATION: u32 = 16;
+
 pub(super) struct Handle {
     /// The backend's number for the file. Stored directly because each request needs it.
-    number: RawFd,
+    number: Cell<RawFd>,
+    /// The number of requests until the file is registered; 0 afterwards.
+    uses_left: Cell<u32>,
     owner: Owner,
 }
 
 enum Owner {
     /// The number is a descriptor of this process, or stands for one until it is unregistered,
     /// before the descriptor is closed.
-    Real { _registered: Option<Registered>, fd: OwnedFd },
+    Real { registered: OnceCell<Registered>, engine: Arc<dyn ErasedEngine>, fd: OwnedFd },
     /// The number is meaningful only to the simulated backend.
     Simulated(Simulated),
 }
@@ -31,17 +40,39 @@ pub(super) struct Simulated {
 
 impl Handle {
     pub(super) fn real(engine: &Arc<dyn ErasedEngine>, fd: OwnedFd) -> Handle {
-        let (number, _registered) = Registered::new(engine, fd.as_fd());
-        Handle { number, owner: Owner::Real { _registered, fd } }
+        Handle {
+            number: Cell::new(fd.as_raw_fd()),
+            uses_left: Cell::new(USES_TO_REGISTRATION),
+            owner: Owner::Real { registered: OnceCell::new(), engine: Arc::clone(engine), fd },
+        }
     }
 
     pub(super) fn simulated(backend: SimulatedBackend, number: RawFd) -> Handle {
-        Handle { number, owner: Owner::Simulated(Simulated { backend, number }) }
+        let owner = Owner::Simulated(Simulated { backend, number });
+        Handle { number: Cell::new(number), uses_left: Cell::new(0), owner }
     }
 
+    /// Returns the number for a request.
     #[inline]
     pub(super) fn number(&self) -> RawFd {
-        self.number
+        if self.uses_left.get() > 0 {
+            self.count_use();
+        }
+        self.number.get()
+    }
+
+    #[cold]
+    fn count_use(&self) {
+        let left = self.uses_left.get() - 1;
+        self.uses_left.set(left);
+        if let (0, Owner::Real { registered, engine, fd }) = (left, &self.owner) {
+            let number = engine.register(fd.as_fd());
+            // The number is the descriptor if the backend does not register files.
+            if number != fd.as_raw_fd() {
+                self.number.set(number);
+                let _ = registered.set(Registered { engine: Arc::clone(engine), number });
+            }
+        }
     }
 
     /// Returns the descriptor.
@@ -100,7 +131,7 @@ impl fmt::Debug for Handle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.owner {
             Owner::Real { fd, .. } => fd.fmt(f),
-            Owner::Simulated(_) => write!(f, "Simulated({})", self.number),
+            Owner::Simulated(_) => write!(f, "Simulated({})", self.number.get()),
         }
     }
 }
@@ -111,20 +142,34 @@ struct Registered {
     number: RawFd,
 }
 
-impl Registered {
-    /// Registers a file. Returns the number that requests use for it, and a guard that unregisters
-    /// it, unless the number is the descriptor itself.
-    fn new(engine: &Arc<dyn ErasedEngine>, fd: BorrowedFd<'_>) -> (RawFd, Option<Registered>) {
-        let number = engine.register(fd);
-        let registered = || Registered { engine: Arc::clone(engine), number };
-        (number, (number != fd.as_raw_fd()).then(registered))
-    }
-}
-
 impl Drop for Registered {
     fn drop(&mut self) {
         // SAFETY: `register` returned the number for this value, which is dropped once, after the
         // last request that used the number, and before its descriptor is closed.
         unsafe { self.engine.unregister(self.number) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::RuntimeBuilder;
+    use crate::driver::{BackendKind, Driver};
+
+    #[test]
+    fn only_a_file_in_use_is_registered() {
+        // E13: the first requests of a file use its descriptor, and later ones its registration
+        let ran = RuntimeBuilder::new().backend(BackendKind::Uring).run(|| {
+            let driver = Driver::of_this_context().unwrap();
+            let fd = OwnedFd::from(std::fs::File::open("/proc/self/exe").unwrap());
+            let descriptor = fd.as_raw_fd();
+            let handle = Handle::real(&driver.engine, fd);
+            let numbers: Vec<_> = (0..2 * USES_TO_REGISTRATION).map(|_| handle.number()).collect();
+            assert_eq!(numbers.iter().take_while(|&&number| number == descriptor).count(), 15);
+            assert!(numbers[15..].iter().all(|&number| number < 0 && number == numbers[15]));
+        });
+        if let Err(error) = ran {
+            eprintln!("skipped: {error}");
+        }
     }
 }
