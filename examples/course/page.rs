@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 
 use crate::lessons::{Act, Exhibit, Lesson, MATRIX, SourceFile, exhibits, lessons, museum_files};
-use crate::steps::steps;
+use crate::steps::{Step, steps};
 use crate::texts::{above, head, paragraphs};
 
 const PAGE: &str = include_str!("page.html");
@@ -80,7 +80,13 @@ fn lesson(lesson: &Lesson) -> Value {
 }
 
 fn act(act: &Act, text: &str, files: &[SourceFile]) -> Value {
-    json!({ "title": act.title, "text": text, "failure": act.failure, "run": steps(&act.recording, files) })
+    let (heading, steps) = steps(&act.recording, files);
+    let lanes: Vec<_> = act.recording.lanes.iter().map(|lane| &lane.name).collect();
+    let steps: Vec<_> = steps.iter().map(Step::json).collect();
+    json!({
+        "title": act.title, "text": text, "failure": act.failure, "heading": heading, "lanes": lanes,
+        "threads": act.recording.threads, "steps": steps,
+    })
 }
 
 fn files(files: &[SourceFile]) -> Value {
