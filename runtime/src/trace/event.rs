@@ -219,6 +219,7 @@ fn describe(recording: &Recording, event: &Event, f: &mut fmt::Formatter<'_>) ->
         Event::Enter { lane, unwinds: true } => write!(f, "enters {} to unwind it", recording.name(*lane)),
         Event::Yield { lane, waits } => write!(f, "{} yields, waits for {waits}", recording.name(*lane)),
         Event::End(lane) => write!(f, "{} ends", recording.name(*lane)),
+        Event::Wake { lane, how: how @ Wake::AlreadyEntered } => write!(f, "{} {how}", recording.name(*lane)),
         Event::Wake { lane, how } => write!(f, "wakes {}: {how}", recording.name(*lane)),
         Event::Begin(span) => write!(f, "{span}"),
         Event::Finish(span) => write!(f, "end of {span}"),
@@ -252,10 +253,10 @@ impl fmt::Display for Span {
 impl fmt::Display for Wake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Wake::Immediate => "runs at once",
+            Wake::Immediate => "runs now",
             Wake::Deferred => "runs when this one yields",
             Wake::Scheduled => "runs in the next iteration",
-            Wake::AlreadyEntered => "is entered, left alone",
+            Wake::AlreadyEntered => "is entered: left alone",
         })
     }
 }
