@@ -10,7 +10,7 @@
 //! Hint: `enter` can return for two reasons.
 
 #[path = "../lesson/mod.rs"]
-mod lesson;
+pub mod lesson;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -50,7 +50,7 @@ fn ask(title: &str, enter: fn(Coroutine)) {
     });
 }
 
-fn main() {
+pub fn main() {
     // B has yielded, not ended. A continues after its call of `enter`; B is still in the middle of
     // its sum. (The last two rows: the context ends, and unwinds B so that its destructors run.)
     ask("The puzzle: A enters B", |b| b.enter());

@@ -10,7 +10,7 @@
 //! Hint: the helper may finish immediately, while A is still handing over the job.
 
 #[path = "../lesson/mod.rs"]
-mod lesson;
+pub mod lesson;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -63,7 +63,7 @@ fn hand_over(title: &str, helper: Helper, call_back: CallBack) {
     });
 }
 
-fn main() {
+pub fn main() {
     // A has yielded by then, and waits for this enter.
     hand_over("A helper that finishes later works", Helper::Later, |a| a.enter());
 

@@ -10,7 +10,7 @@
 //! Hint: scheduling sets a flag.
 
 #[path = "../lesson/mod.rs"]
-mod lesson;
+pub mod lesson;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -49,7 +49,7 @@ fn deliver(title: &str, rounds: usize, postman: fn(&Letters)) {
     });
 }
 
-fn main() {
+pub fn main() {
     // Scheduled three times before it ran, the postman runs once.
     deliver("The puzzle: one iteration", 1, take_one);
 

@@ -15,7 +15,7 @@
 //! Hint: which of the three cases is it?
 
 #[path = "../lesson/mod.rs"]
-mod lesson;
+pub mod lesson;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -59,7 +59,7 @@ fn a_makes_b_write(title: &str, how: fn(Coroutine, &Cell<u32>)) {
     });
 }
 
-fn main() {
+pub fn main() {
     act("No coroutine is running: B runs immediately", |_context| {
         let (b, letters) = writer();
         b.wake();

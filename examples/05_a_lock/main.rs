@@ -9,7 +9,7 @@
 //! Hint: there is no data race, and the compiler has no objection.
 
 #[path = "../lesson/mod.rs"]
-mod lesson;
+pub mod lesson;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -42,7 +42,7 @@ fn three(title: &str, add: impl Fn(&Cell<u32>) + Clone + 'static) {
     });
 }
 
-fn main() {
+pub fn main() {
     three("The puzzle: no lock", add_one);
 
     // When A is done, B and C have both checked the flag already, and neither checks it again. A

@@ -13,7 +13,7 @@
 //! Hint: an enter does not tell A why it was entered.
 
 #[path = "../lesson/mod.rs"]
-mod lesson;
+pub mod lesson;
 
 use coralio::context::AioContext;
 use coralio::coroutine::Coroutine;
@@ -31,7 +31,7 @@ fn one_read(title: &str, then: fn(&AioContext, Coroutine)) {
     });
 }
 
-fn main() {
+pub fn main() {
     // A checks whether its request is done, and yields again. A coroutine may be entered for any
     // reason, so every wait is a loop, and no code sees a buffer that is not filled.
     one_read("The puzzle: A is entered again", |_context, a| {

@@ -10,7 +10,7 @@
 //! Hint: does A have a reason to yield?
 
 #[path = "../lesson/mod.rs"]
-mod lesson;
+pub mod lesson;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -54,7 +54,7 @@ fn wait_for_letter(title: &str, disk_is_fast: bool, before_each_read: fn(Corouti
     });
 }
 
-fn main() {
+pub fn main() {
     wait_for_letter("With a slow disk", false, |_b| {});
 
     // Each read is done when A first checks for it, so A does not yield, and B waits until A gives

@@ -14,7 +14,7 @@
 //! does to the waiting coroutine.
 
 #[path = "../lesson/mod.rs"]
-mod lesson;
+pub mod lesson;
 
 use coralio::engine::guards::{Guards, WakeGuard};
 
@@ -65,7 +65,7 @@ fn read_once<G: Guards>(title: &str, speed: Speed, names: &[&'static str]) {
     });
 }
 
-fn main() {
+pub fn main() {
     read_once::<July2016>("Before July: with a slow disk, the loop reaps", Speed::Slow, &["A"]);
 
     // A is running, reaps its own completion, and enters itself.

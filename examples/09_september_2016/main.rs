@@ -9,7 +9,7 @@
 //! Hint: the current coroutine is at the top of the stack. Which coroutines are below it?
 
 #[path = "../lesson/mod.rs"]
-mod lesson;
+pub mod lesson;
 
 mod schedule;
 
@@ -25,7 +25,7 @@ unsafe impl Guards for September2016 {
     const WAKE_GUARD: WakeGuard = WakeGuard::EnterUnlessCurrent;
 }
 
-fn main() {
+pub fn main() {
     lesson::act("July's guard, A alone: works", a_alone::<September2016>);
 
     // A submits, and reaps X's request. X is entered on top of A, releases the lock, which passes

@@ -6,7 +6,7 @@ use coralio::context::AioContext;
 use coralio::engine::guards::Guards;
 use coralio::sync::CoMutex;
 
-use crate::lesson::{Disk, attach, backend, coroutine, read, run_loop};
+use super::lesson::{Disk, attach, backend, coroutine, read, run_loop};
 
 /// Runs A, whose read completes before submit returns.
 pub fn a_alone<G: Guards>(_context: &AioContext) {

@@ -16,7 +16,7 @@
 //! Hint: where is B's completion?
 
 #[path = "../lesson/mod.rs"]
-mod lesson;
+pub mod lesson;
 
 use std::cell::Cell;
 use std::panic::resume_unwind;
@@ -64,7 +64,7 @@ fn poll_for_b<G: Guards>(title: &str, blocking: bool) {
     });
 }
 
-fn main() {
+pub fn main() {
     // B's completion is in the batch on the loop's stack, below A. The nested poll sleeps for an
     // event that has already occurred; on a real disk, forever. (The scripted backend reports it.)
     poll_for_b::<Batch2014>("The puzzle: the loop takes both completions off the ring", true);

@@ -13,7 +13,7 @@
 //! Hint: which thread does the lock exclude?
 
 #[path = "../lesson/mod.rs"]
-mod lesson;
+pub mod lesson;
 
 use coralio::engine::guards::{AllGuards, Guards};
 
@@ -46,7 +46,7 @@ fn three_reads<G: Guards>(title: &str, other_thread: bool) {
     });
 }
 
-fn main() {
+pub fn main() {
     three_reads::<Unlocked2018>("One thread: no lock needed", false);
 
     // The other thread takes all three completions off the ring. The home thread then counts the

@@ -9,7 +9,7 @@
 //! Hint: when is it dropped?
 
 #[path = "../lesson/mod.rs"]
-mod lesson;
+pub mod lesson;
 
 use coralio::context::AioContext;
 use coralio::coroutine::Coroutine;
@@ -35,7 +35,7 @@ fn enter_all(readers: &[Coroutine]) {
     readers.iter().for_each(|reader| reader.enter());
 }
 
-fn main() {
+pub fn main() {
     // Outside the loop's iteration the engine does not know whether more requests will follow, or
     // when the loop will run, so it submits each request immediately.
     three_reads("The puzzle: one after the other", |_disk, _context, readers| enter_all(readers));

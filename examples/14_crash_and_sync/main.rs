@@ -11,7 +11,7 @@
 //! Hint: where is the data when the write returns?
 
 #[path = "../lesson/mod.rs"]
-mod lesson;
+pub mod lesson;
 
 use std::io;
 
@@ -43,7 +43,7 @@ fn save_and_crash(title: &str, save: fn(&File) -> io::Result<()>) {
     });
 }
 
-fn main() {
+pub fn main() {
     // A write returns when the kernel has the data. The disk may not have it yet.
     save_and_crash("The puzzle: write", write);
 

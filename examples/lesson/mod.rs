@@ -31,6 +31,22 @@ use coralio_runtime::report;
 /// An engine on a scripted backend.
 pub type Disk<G = AllGuards> = Arc<Engine<ScriptedBackend, G>>;
 
+/// Takes what a lesson shows, in place of standard output; `examples/course` makes a page of it.
+#[derive(Clone, Copy)]
+pub struct Sink {
+    /// Takes an act: its title, its events with their source lines, and its failure.
+    pub act: fn(&str, &Recording, Option<&str>),
+    /// Takes a text besides the acts.
+    pub text: fn(&str),
+}
+
+thread_local!(static SINK: Cell<Option<Sink>> = const { Cell::new(None) });
+
+/// Sends to `sink` what this thread shows from now on.
+pub fn send_to(sink: Sink) {
+    SINK.set(Some(sink));
+}
+
 /// Runs `f` on this thread's own stack, in a context whose loop runs when `f` polls, and prints the
 /// picture and the outcome.
 pub fn act(title: &str, f: impl FnOnce(&AioContext)) {
@@ -52,12 +68,19 @@ pub fn simulated_act(title: &str, f: impl Fn(&Sim) -> Result<(), String>) {
     let machine = Simulation::new().faults(Faults::none());
     let failing = (0..100).find(|&seed| run(seed, machine.clone()).is_some());
     let seed = failing.unwrap_or(0);
-    let trace = Trace::new(10_000);
+    let trace = new_trace();
     let failure = run(seed, machine.trace(&trace));
     show(&format!("{title} (seed {seed})"), &trace.recording(), failure.as_deref());
 }
 
+fn new_trace() -> Trace {
+    Trace::new(10_000)
+}
+
 fn show(title: &str, recording: &Recording, failure: Option<&str>) {
+    if let Some(sink) = SINK.get() {
+        return (sink.act)(title, recording, failure);
+    }
     thread_local!(static ACTS: Cell<u32> = const { Cell::new(0) });
     let act = ACTS.get() + 1;
     ACTS.set(act);
@@ -89,6 +112,9 @@ pub fn scene(heading: &str, picture: &str, failure: Option<&str>) -> String {
 
 /// Prints to standard output. Exits without an error if its reader is gone, as with `| head`.
 pub fn print(text: &str) {
+    if let Some(sink) = SINK.get() {
+        return (sink.text)(text);
+    }
     if io::stdout().write_all(text.as_bytes()).is_err() {
         process::exit(0);
     }
@@ -96,7 +122,7 @@ pub fn print(text: &str) {
 
 /// Runs `f` in a context. Returns the event log, and the message if `f` panicked.
 pub fn record(f: impl FnOnce(&AioContext)) -> (Recording, Option<String>) {
-    let trace = Trace::new(10_000);
+    let trace = new_trace();
     let builder = AioContext::builder().trace(&trace).report_deadlocks_after(None).report_unwound(false);
     // Lanes and outcome show the panic already. A panic in a destructor would abort the process:
     // exit instead, to leave no core file.
