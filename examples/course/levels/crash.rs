@@ -137,7 +137,7 @@ pub fn search(program: Program) -> Tree {
         let ended = RefCell::new(None);
         one(&machine, &|_power, failure| *ended.borrow_mut() = Some(failure)).expect("it has no failing runs");
         let questions: Vec<_> = path.into_iter().map(|(question, _)| Some(question)).collect();
-        tree.insert(Run::of(&trace.recording(), &questions, ended.take().expect("it has run")));
+        tree.insert(Run::of(&trace.recording(), &questions, ended.take().expect("it has run"), "request"));
     }
     tree.runs = runs.expect("it has no failing runs");
     tree

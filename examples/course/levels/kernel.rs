@@ -240,7 +240,7 @@ pub fn search(powers: Powers, program: Program) -> Tree {
         }));
         let (recording, failure) = record(|context| one(&Kernel { script: script.clone(), context: context.clone() }, program));
         let script = script.lock().unwrap_or_else(PoisonError::into_inner);
-        tree.insert(Run::of(&recording, &script.marks, failure));
+        tree.insert(Run::of(&recording, &script.marks, failure, "read"));
         tape = successor(&script.made);
     }
     tree

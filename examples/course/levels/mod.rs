@@ -16,7 +16,7 @@ mod kernel;
 mod programs;
 mod tree;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use kernel::{Powers, search};
 use programs as p;
@@ -216,9 +216,8 @@ fn powers(readers: &'static [&'static str]) -> Powers {
     Powers { readers, ..Powers::default() }
 }
 
-/// Makes all runs of all levels. Returns the page's data as JSON that may stand in a script
-/// element.
-pub fn data() -> String {
+/// Makes all runs of all levels, and returns the data of the page's section.
+pub fn data() -> Value {
     let mut texts = Texts::default();
     let mut list = Vec::new();
     for level in levels() {
@@ -233,5 +232,5 @@ pub fn data() -> String {
             "versions": versions,
         }));
     }
-    json!({ "texts": texts.all, "levels": list }).to_string().replace('<', "\\u003c")
+    json!({ "texts": texts.all, "levels": list })
 }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use coralio::context::AioContext;
-use coralio::trace::{Recording, TextOptions};
+use coralio::trace::{Event, Recording, Replay, RequestState, TextOptions};
 use serde_json::{Value, json};
 
 /// The mark of a decision in the log. Messages of the program are in quotes.
@@ -38,8 +38,9 @@ pub struct Run {
 
 impl Run {
     /// Cuts a recording. `marks` has an entry for each decision in the log, with its question, or
-    /// `None` for one without a choice.
-    pub fn of(recording: &Recording, marks: &[Option<String>], failure: Option<String>) -> Run {
+    /// `None` for one without a choice. The rows call a request of A "A's `request`".
+    pub fn of(recording: &Recording, marks: &[Option<String>], failure: Option<String>, request: &str) -> Run {
+        let makers = makers(recording);
         let text = recording.text_with(TextOptions::default().without_legend());
         let mut lines = text.lines();
         let heading = lines.next().expect("the names of the columns");
@@ -60,13 +61,39 @@ impl Run {
                 }
             }
             let rows = run.rest.last_mut().map_or(&mut run.first, |(_, _, rows)| rows);
-            rows.push((picture.trim_end().into(), words.trim_end().into()));
+            let words = by_name(words.trim_end(), &makers, request);
+            rows.push((picture.trim_end().into(), words.clone()));
             if words.trim_start().starts_with("VIOLATION") {
                 break;
             }
         }
         run
     }
+}
+
+/// Returns the coroutine that made each request.
+fn makers(recording: &Recording) -> HashMap<String, String> {
+    let mut replay = Replay::of(recording);
+    let mut makers = HashMap::new();
+    for record in &recording.records {
+        // A log in which a coroutine enters itself does not fit.
+        let _ = replay.apply(record);
+        if let (Event::Request { request, state: RequestState::Pending }, Some(maker)) =
+            (&record.event, replay.running(record.thread))
+        {
+            makers.insert(request.to_string(), recording.name(maker).to_string());
+        }
+    }
+    makers
+}
+
+/// Names a row's request by its coroutine.
+fn by_name(words: &str, makers: &HashMap<String, String>, request: &str) -> String {
+    let named = words.split_once("request ").and_then(|(before, rest)| {
+        let (number, after) = rest.split_once(": ")?;
+        Some(format!("{before}{}'s {request}: {after}", makers.get(number)?))
+    });
+    named.unwrap_or_else(|| words.into())
 }
 
 #[derive(Default)]
@@ -142,8 +169,9 @@ fn add(node: &Node, nodes: &mut Vec<Value>, counts: &mut [usize; 2], texts: &mut
         Some(failure) => {
             counts[0] += 1;
             counts[1] += usize::from(failure.is_some());
-            let how = failure.as_deref().unwrap_or("ends well").trim_end();
-            json!([rows, texts.number(how), failure.is_some()])
+            // Without the state of the engine, in brackets.
+            let how = failure.as_deref().and_then(|failure| failure.split(" (").next()).unwrap_or("ends well");
+            json!([rows, texts.number(how.trim_end()), failure.is_some()])
         }
         None => {
             let mut answers = Vec::new();
