@@ -5,6 +5,7 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 
 use crate::lessons::{Act, Exhibit, Lesson, MATRIX, SourceFile, exhibits, lessons, museum_files};
+use crate::levels;
 use crate::steps::steps;
 use crate::texts::{above, head, paragraphs};
 
@@ -24,7 +25,7 @@ pub(crate) struct Section {
 
 /// Returns the parts of the page, in the order of their links.
 fn sections() -> Vec<Section> {
-    vec![lesson_section(), museum_section()]
+    vec![lesson_section(), level_section(), museum_section()]
 }
 
 /// Returns the page.
@@ -85,6 +86,10 @@ fn act(act: &Act, text: &str, files: &[SourceFile]) -> Value {
 
 fn files(files: &[SourceFile]) -> Value {
     files.iter().map(|file| json!({ "path": file.path, "text": file.text })).collect()
+}
+
+fn level_section() -> Section {
+    Section { name: "levels", data: levels::data(), script: levels::SCRIPT, style: levels::STYLE }
 }
 
 fn museum_section() -> Section {

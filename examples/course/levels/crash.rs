@@ -16,7 +16,7 @@ use coralio::simulate::{Faults, Latency, Sim, Simulation};
 use coralio::trace::Trace;
 
 use super::tree::{Run, Tree, end, mark};
-use crate::lesson::{say, spawn};
+use super::lesson::{say, spawn};
 
 /// The size of a sector in bytes.
 const SECTOR: usize = 8;

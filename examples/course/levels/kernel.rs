@@ -11,7 +11,7 @@ use coralio::engine::guards::Guards;
 use coralio::engine::scripted::{ScriptedBackend, Turn};
 
 use super::tree::{Run, Tree, mark};
-use crate::lesson::{self, Disk, poll_if_free, record};
+use super::lesson::{self, Disk, poll_if_free, record};
 
 /// What the kernel of a level can do, apart from completing requests in any order.
 #[derive(Clone, Copy, Default)]

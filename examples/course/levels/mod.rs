@@ -13,6 +13,8 @@
 
 mod crash;
 mod kernel;
+#[path = "../../lesson/mod.rs"]
+mod lesson;
 mod programs;
 mod tree;
 
@@ -24,9 +26,8 @@ use tree::{Texts, Tree};
 
 use coralio::engine::guards::AllGuards;
 
-/// The script and the style of the page's section.
-pub const SCRIPT: &str = include_str!("levels.js");
-pub const STYLE: &str = include_str!("levels.css");
+pub(crate) const SCRIPT: &str = include_str!("levels.js");
+pub(crate) const STYLE: &str = include_str!("levels.css");
 
 struct Level {
     /// Its name in links.
@@ -217,7 +218,7 @@ fn powers(readers: &'static [&'static str]) -> Powers {
 }
 
 /// Makes all runs of all levels, and returns the data of the page's section.
-pub fn data() -> Value {
+pub(crate) fn data() -> Value {
     let mut texts = Texts::default();
     let mut list = Vec::new();
     for level in levels() {

@@ -11,7 +11,7 @@ use coralio::sync::CoMutex;
 use coralio::{JoinHandle, yield_now};
 
 use super::kernel::Kernel;
-use crate::lesson::{Disk, coroutine, read, run_loop, say, spawn};
+use super::lesson::{Disk, coroutine, read, run_loop, say, spawn};
 
 /// Defines guards of which one each is disabled.
 macro_rules! versions {
