@@ -15,8 +15,8 @@ use coralio::driver::stats;
 use coralio::simulate::{Faults, Latency, Sim, Simulation};
 use coralio::trace::Trace;
 
-use super::tree::{Run, Tree, end, mark};
 use super::lesson::{say, spawn};
+use super::tree::{Run, Tree, end, mark};
 
 /// The size of a sector in bytes.
 const SECTOR: usize = 8;
@@ -75,10 +75,13 @@ impl Power {
             }
             if saver.is_finished() {
                 saver.join().expect("it does not panic")?;
-                self.fails("The user has been told \"saved\":", "the power stays on");
+                self.fails("The user has been told \"saved\". What happens next?", "the power stays on");
                 return Ok(true);
             }
-            if self.fails(&format!("A {}: the request is in flight:", self.doing.get()), "the request is done") {
+            if self.fails(
+                &format!("A {}: the request is in flight. What happens next?", self.doing.get()),
+                "the request is done",
+            ) {
                 return Ok(false);
             }
             let done = stats().completions;
@@ -107,10 +110,8 @@ impl Power {
 
 /// Makes every run of `program`.
 pub fn search(program: Program) -> Tree {
-    let machine = Simulation::new()
-        .sector_size(SECTOR)
-        .faults(Faults::none())
-        .latency(Latency::fixed(Duration::from_millis(1)));
+    let machine =
+        Simulation::new().sector_size(SECTOR).faults(Faults::none()).latency(Latency::fixed(Duration::from_millis(1)));
     let one = |machine: &Simulation, visit: &dyn Fn(&Power, Option<String>)| {
         machine.explore_all(|sim| {
             let doing = Rc::new(Cell::new(""));

@@ -2,16 +2,17 @@
 //! records what could have been decided.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use coralio::context::AioContext;
+use coralio::coroutine::Coroutine;
 use coralio::engine::guards::Guards;
 use coralio::engine::scripted::{ScriptedBackend, Turn};
 
-use super::tree::{Run, Tree, mark};
 use super::lesson::{self, Disk, poll_if_free, record};
+use super::tree::{Run, Tree, mark};
 
 /// What the kernel of a level can do, apart from completing requests in any order.
 #[derive(Clone, Copy, Default)]
@@ -22,9 +23,14 @@ pub struct Powers {
     pub refusals: u32,
     /// Whether reads complete in the order in which they were submitted.
     pub in_order: bool,
+    /// How many reads may be short.
+    pub short: u32,
     /// Whether a second thread may poll, once.
     pub second_thread: bool,
 }
+
+/// The length of a short read.
+const SHORT: usize = 128;
 
 /// A decision, and the number of those to choose from.
 struct Made {
@@ -114,9 +120,13 @@ impl Kernel {
                     let accepted: Vec<_> = (first..).zip(script.offered.drain(..).take(count)).collect();
                     script.in_flight.extend(accepted);
                 }
-                self.complete(backend, "Before the submit returns:", Some("nothing is done yet"));
+                self.complete(
+                    backend,
+                    &format!("{} submits. What is done before the submit returns?", who()),
+                    Some("nothing is done yet"),
+                );
             }
-            Turn::Asleep => self.complete(backend, "The loop sleeps:", None),
+            Turn::Asleep => self.complete(backend, "The loop sleeps. What is done when it wakes up?", None),
             Turn::Peeked => self.maybe_another_thread(),
             _ => {}
         }
@@ -134,7 +144,7 @@ impl Kernel {
         let reads = |count: usize| if count == 1 { "1 read".into() } else { format!("{count} reads") };
         let mut options = vec![format!("accepts {}", reads(count)), "EAGAIN: accepts nothing".into()];
         options.extend((1..count).map(|part| format!("accepts {} of {count}", reads(part))));
-        let answer = self.choose("The loop submits:", &options);
+        let answer = self.choose(&format!("{} submits {}. How much do you accept?", who(), reads(count)), &options);
         match answer {
             0 => return,
             1 => backend.refuse(libc::EAGAIN),
@@ -146,7 +156,7 @@ impl Kernel {
     /// Completes requests, as many and in the order that the reader wants. A sleep ends only with a
     /// completion.
     fn complete(&self, backend: &ScriptedBackend, question: &str, nothing: Option<&str>) {
-        let mut nothing = nothing;
+        let (mut nothing, asleep) = (nothing, nothing.is_none());
         loop {
             let over = self.is_over();
             let (mut possible, powers) = {
@@ -167,11 +177,25 @@ impl Kernel {
             if options.is_empty() {
                 return;
             }
+            if powers.short > 0 {
+                let short =
+                    possible.iter().map(|&(_, reader)| format!("{}'s read is short: {SHORT} bytes", name(reader)));
+                options.extend(short);
+            }
+            let requests = options.len();
             options.extend(nothing.map(String::from));
-            let Some(&(number, _)) = possible.get(self.choose(question, &options)) else { return };
+            let answer = self.choose(question, &options);
+            if answer == requests {
+                return;
+            }
+            let (number, _) = possible[answer % possible.len()];
             self.script().in_flight.retain(|&(other, _)| other != number);
+            if answer >= possible.len() {
+                self.script().powers.short -= 1;
+                backend.shorten(number, SHORT);
+            }
             backend.release(number);
-            nothing = nothing.or(Some("the loop wakes up"));
+            nothing = nothing.or(Some(if asleep { "the loop wakes up" } else { "nothing more is done yet" }));
         }
     }
 
@@ -186,8 +210,8 @@ impl Kernel {
         if self.is_over() || !is_possible {
             return;
         }
-        let options = ["thread 1 does not run", "thread 1 polls"].map(String::from);
-        let question = "The home thread has read a completion, and not counted it yet:";
+        let options = ["thread 1 does not run yet", "thread 1 polls"].map(String::from);
+        let question = "The home thread has read a completion, and not counted it yet. What does thread 1 do?";
         if self.choose(question, &options) == 1 {
             let second = self.script().second_thread.take();
             second.into_iter().for_each(SecondThread::poll);
@@ -223,6 +247,11 @@ impl SecondThread {
     }
 }
 
+/// Returns the name of the code that runs.
+fn who() -> String {
+    Coroutine::current().map_or("The loop".into(), |coroutine| coroutine.to_string().replace('\'', ""))
+}
+
 /// Makes every run of `program`: depth first, a run for each leaf.
 pub fn search(powers: Powers, program: Program) -> Tree {
     let mut tree = Tree::default();
@@ -238,7 +267,8 @@ pub fn search(powers: Powers, program: Program) -> Tree {
             second_thread: None,
             over: false,
         }));
-        let (recording, failure) = record(|context| one(&Kernel { script: script.clone(), context: context.clone() }, program));
+        let (recording, failure) =
+            record(|context| one(&Kernel { script: script.clone(), context: context.clone() }, program));
         let script = script.lock().unwrap_or_else(PoisonError::into_inner);
         tree.insert(Run::of(&recording, &script.marks, failure, "read"));
         tape = successor(&script.made);

@@ -36,16 +36,14 @@
     return { ends, bad };
   }
 
-  const runs = (n) => (n === 1 ? "1 run" : `${n} runs`);
-
   function verdict() {
     const { ends, bad } = count();
-    const more = version().runs > ends ? ` (of ${version().runs} tapes; some do not differ in what you see)` : "";
-    if (side === GUARD) {
-      const none = bad === 0 ? `None of the ${ends} possible runs${more} reaches the goal.` : `${bad} of ${runs(ends)} fail.`;
-      return `${none} Every one of them was made. You may walk in them all the same.`;
+    const all = version().runs;
+    const differ = all > ends ? ` ${ends} of them differ in what you see.` : "";
+    if (side === GUARD && bad === 0) {
+      return `None of the ${all} possible runs reaches the goal: every one of them was made.${differ} You may walk in them all the same.`;
     }
-    return `${runs(ends)} are possible${more}. ${bad} of them ${bad === 1 ? "reaches" : "reach"} the goal.`;
+    return `${all} runs are possible.${differ} ${bad} ${bad === 1 ? "reaches" : "reach"} the goal.`;
   }
 
   function start(which, wanted) {
@@ -64,18 +62,18 @@
       course.keep(triesKey(), tries() + 1);
       if (failed(here())) course.keep(`level-${level.id}`, true);
     }
-    draw(`You chose: ${answer.label}.`);
+    draw(`You chose: ${answer.label}`);
   }
 
   function undo() {
     if (path.length < 2) return;
     path.pop();
-    draw("One step back.");
+    draw("One step back");
   }
 
   function restart() {
     path = [0];
-    draw("From the beginning.");
+    draw("From the beginning");
   }
 
   function hint() {
@@ -101,21 +99,22 @@
       element("span", {}, words));
   }
 
-  let widest = new Map();
+  const widths = new Map();
   function width() {
-    const key = version();
-    if (!widest.has(key)) {
-      const all = key.nodes.flatMap(rowsOf).map((row) => texts[row].indexOf("\t"));
-      widest.set(key, Math.max(key.heading.length, ...all));
+    const shown = version();
+    if (!widths.has(shown)) {
+      const pictures = shown.nodes.flatMap(rowsOf).map((row) => texts[row].indexOf("\t"));
+      widths.set(shown, Math.max(shown.heading.length, ...pictures));
     }
-    return widest.get(key);
+    return widths.get(shown);
   }
 
   function lanes() {
     const last = path.length - 1;
     const rows = path.flatMap((node, at) => rowsOf(nodes()[node]).map((number) => row(number, at === last && last > 0)));
     return element("div", { class: "lanes", tabindex: "0", role: "group", "aria-label": "the run so far" },
-      element("div", { class: "row heading", "aria-hidden": "true" }, version().heading), ...rows);
+      element("div", { class: "rows" },
+        element("div", { class: "row heading", "aria-hidden": "true" }, version().heading), ...rows));
   }
 
   function outcome(node) {
@@ -166,7 +165,7 @@
   function list() {
     const link = (which) => element("li", {},
       element("a", { href: `#levels=${which.id}`, "aria-current": which === level ? "page" : null },
-        `${which.lesson}. ${which.title}${won(which) ? " \u2713" : ""}`));
+        `${which.lesson || "Museum"}. ${which.title}${won(which) ? " \u2713" : ""}`));
     return element("nav", { class: "levels", "aria-label": "levels, with the numbers of their lessons" },
       element("ul", {}, ...levels.map(link)));
   }
@@ -175,22 +174,28 @@
   function draw(announced) {
     const inside = main.contains(document.activeElement) && document.activeElement.closest(".play, .tools");
     main.replaceChildren(
+      element("p", { class: "role" }, "You are the kernel, the disk or the power: you decide what happens next, and try to break the program. ",
+        "All runs are real ones of the engine that the lessons use."),
       list(),
       element("article", { class: "level" },
-        element("h2", {}, level.title),
-        element("p", { class: "program" }, level.program, " ",
-          element("a", { href: `#lesson=${level.lesson}` }, `Lesson ${level.lesson}`)),
+        element("h2", {}, level.title, " ", level.lesson
+          ? element("a", { href: `#lesson=${level.lesson}` }, `lesson ${level.lesson}`)
+          : element("a", { href: "#museum" }, "museum")),
+        element("p", {}, level.program),
         element("p", { class: "goal" }, element("strong", {}, "Goal: "), level.goal),
         tabs(),
-        element("p", { class: "verdict" }, verdict()),
+        element("p", { class: side === GUARD ? "verdict guarded" : "verdict" }, verdict()),
         element("div", { id: "play", class: "play", role: "tabpanel", "aria-labelledby": `side-${side}` }, lanes(), decision()),
         tools(),
         hinted ? element("p", { class: "hint" }, element("strong", {}, "Hint: "), level.hint) : ""));
     const box = main.querySelector(".lanes");
     box.scrollTop = box.scrollHeight;
+    const strip = main.querySelector(".levels ul");
+    strip.scrollLeft = strip.querySelector("[aria-current]").offsetLeft - strip.offsetLeft;
     if (announced) {
       const fresh = rowsOf(here()).map((number) => texts[number].split("\t")[1].trim());
-      const then = isEnd(here()) ? main.querySelector(".outcome").textContent : saidOf(here());
+      const end = failed(here()) ? `Goal reached. ${saidOf(here())}. ${level.why}` : "Ends well";
+      const then = isEnd(here()) ? end : saidOf(here());
       course.say([announced, ...fresh, then].join(". "));
     }
     if (inside) (main.querySelector(".answer") ?? main.querySelector(".outcome button") ?? main.querySelector(".tools button")).focus();

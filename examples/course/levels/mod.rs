@@ -32,6 +32,7 @@ pub(crate) const STYLE: &str = include_str!("levels.css");
 struct Level {
     /// Its name in links.
     id: &'static str,
+    /// Its lesson, or 0 for the museum.
     lesson: u32,
     title: &'static str,
     /// What runs.
@@ -93,7 +94,9 @@ fn levels() -> Vec<Level> {
                 version("July's guard: enters unless current", || {
                     search(powers(&["A", "X", "Y"]), p::three_and_a_lock::<p::September2016>)
                 }),
-                version("with the guard of today", || search(powers(&["A", "X", "Y"]), p::three_and_a_lock::<AllGuards>)),
+                version("with the guard of today", || {
+                    search(powers(&["A", "X", "Y"]), p::three_and_a_lock::<AllGuards>)
+                }),
             ],
         },
         Level {
@@ -149,9 +152,14 @@ fn levels() -> Vec<Level> {
             why: "A and B filled the kernel's queue, so C and D stayed pending, and the unplug met a full queue: it did not count.",
             versions: [
                 version("2021: unplug counts in one branch", || {
-                    search(Powers { in_order: true, ..powers(&["A", "B", "C", "D", "E"]) }, p::plug::<p::ShortCircuit2021>)
+                    search(
+                        Powers { in_order: true, ..powers(&["A", "B", "C", "D", "E"]) },
+                        p::plug::<p::ShortCircuit2021>,
+                    )
                 }),
-                version("with the guard", || search(Powers { in_order: true, ..powers(&["A", "B", "C", "D", "E"]) }, p::plug::<AllGuards>)),
+                version("with the guard", || {
+                    search(Powers { in_order: true, ..powers(&["A", "B", "C", "D", "E"]) }, p::plug::<AllGuards>)
+                }),
             ],
         },
         Level {
@@ -169,6 +177,21 @@ fn levels() -> Vec<Level> {
                 version("with the guard", || {
                     search(Powers { refusals: 1, ..powers(&["A", "B", "C"]) }, p::refused::<AllGuards>)
                 }),
+            ],
+        },
+        Level {
+            id: "short",
+            lesson: 0,
+            title: "The end of the file",
+            program: "A reads two blocks of 512 bytes. You may make one read short, on which the library ought to read the rest.",
+            goal: "Give A a part of a block without an error.",
+            hint: "A read may be short in the middle of a file too.",
+            why: "A short read was taken for the end of the file. Only a read of nothing is the end: the library must ask for the rest.",
+            versions: [
+                version("2022: short is the end", || {
+                    search(Powers { short: 1, ..powers(&["A"]) }, p::blocks::<p::TakenForTheEnd2022>)
+                }),
+                version("with the guard", || search(Powers { short: 1, ..powers(&["A"]) }, p::blocks::<AllGuards>)),
             ],
         },
         Level {

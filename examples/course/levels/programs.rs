@@ -1,14 +1,16 @@
 //! The programs of the levels of lessons 7 to 13: those of the lessons, with an open schedule.
 
 use std::cell::Cell;
+use std::fs::File as StdFile;
+use std::os::fd::OwnedFd;
 use std::panic::resume_unwind;
 use std::rc::Rc;
 
 use coralio::context::AioContext;
 use coralio::coroutine::{Coroutine, suspend};
-use coralio::engine::guards::{Guards, PartialSubmit, RingCursor, UnplugDecrement, WakeGuard};
+use coralio::engine::guards::{Guards, PartialSubmit, RingCursor, ShortRead, UnplugDecrement, WakeGuard};
 use coralio::sync::CoMutex;
-use coralio::{JoinHandle, yield_now};
+use coralio::{File, JoinHandle, yield_now};
 
 use super::kernel::Kernel;
 use super::lesson::{Disk, coroutine, read, run_loop, say, spawn};
@@ -38,6 +40,8 @@ versions! {
     Unlocked2018 { REAP_LOCKS: bool = false }
     /// Unplug decrements the plug depth in only one of two branches.
     ShortCircuit2021 { UNPLUG_DECREMENT: UnplugDecrement = UnplugDecrement::OnlyWhenNotFull }
+    /// A short read is taken for the end of the file.
+    TakenForTheEnd2022 { SHORT_READ: ShortRead = ShortRead::TreatAsEof }
     /// After EAGAIN all requests wait for a completion.
     WaitsForCompletion2016 { PARTIAL_SUBMIT: PartialSubmit = PartialSubmit::WedgeOnEagain }
 }
@@ -126,7 +130,11 @@ fn one_request(kernel: &Kernel, wait: fn(&Result)) {
         let (result, kernel) = (Rc::clone(&result), kernel.clone());
         move || {
             say("submits a request");
-            if kernel.choose("A has submitted its request:", &options(["the request is done", "nothing is done yet"], 2)) == 0 {
+            if kernel.choose(
+                "A has submitted its request. What does the kernel do before the submit returns?",
+                &options(["the request is done", "nothing is done yet"], 2),
+            ) == 0
+            {
                 complete(&result, Coroutine::current().expect("this is A"));
             }
             wait(&result);
@@ -137,7 +145,7 @@ fn one_request(kernel: &Kernel, wait: fn(&Result)) {
     let mut timers = 2;
     while !a.has_ended() && result.get().is_none() {
         let options = options(["the request is done", "a timer enters A"], if timers > 0 { 2 } else { 1 });
-        if kernel.choose("A is suspended:", &options) == 0 {
+        if kernel.choose("A is suspended. What happens next?", &options) == 0 {
             complete(&result, a);
         } else {
             timers -= 1;
@@ -233,4 +241,19 @@ pub fn refused<G: Guards>(context: &AioContext, kernel: &Kernel) {
     }
     let stats = disk.stats();
     panic!("stuck: {} pending, {} in flight, and the loop never submits them", stats.pending, stats.in_flight);
+}
+
+/// Museum: A reads a block of a file, twice.
+pub fn blocks<G: Guards>(context: &AioContext, kernel: &Kernel) {
+    let disk: Disk<G> = kernel.attach(8);
+    let null = OwnedFd::from(StdFile::open("/dev/null").expect("a descriptor"));
+    let file = File::with_engine(&disk, null).expect("it is of this context");
+    let a = coroutine("A", move || {
+        for block in ["first", "second"] {
+            let read = file.read_at(&mut [0; 512], 0).expect("this kernel has no errors");
+            assert!(read == 512, "cut: {read} bytes of 512 in the {block} block, and no error");
+        }
+    });
+    a.enter();
+    run_loop(context, &[a]);
 }
