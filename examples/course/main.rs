@@ -6,6 +6,7 @@
 //!
 //! ```text
 //!   lessons.rs   the lessons and exhibits, and what they show when they run
+//!   levels/      "you are the kernel": all runs of some programs
 //!   texts.rs     their texts, taken from their sources
 //!   steps.rs     an act as data: for each step its row of the lanes, the stacks and their lines
 //!   page.rs      puts it all into page.html
@@ -15,7 +16,10 @@
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
 mod lessons;
+#[allow(unreachable_pub)]
+mod levels;
 mod page;
+mod questions;
 mod steps;
 mod texts;
 

@@ -1,4 +1,3 @@
-"use strict";
 // Plays one act: its lanes, its stacks and its source, step by step. With questions, it stops before
 // the step that answers one.
 //
@@ -50,6 +49,7 @@ function player(root, { act, files, id, begin, onstep, onend }) {
     return into;
   }
   lanes.append(element("div", { class: "head", "aria-hidden": true }, element("span", { class: "number" }), painted(act.heading, "heading")), rows);
+  lanes.style.setProperty("--wide", `${Math.max(act.heading.length, ...steps.map((step) => step[PICTURE].length)) + 2}ch`);
   const drawn = steps.map((step, place) => {
     const row = element("li", { class: `row ${step[KIND]}`, onclick: () => show(place) },
       element("span", { class: "number" }, step[NUMBER]), element("span", { class: "picture", "aria-hidden": true }, painted(step[PICTURE], "")),

@@ -2,7 +2,7 @@
 //! runs.
 //!
 //! A question names an act by a part of its title, and an event by its text: `*` stands for any
-//! text. The first event that fits gives the answer:
+//! text. The first event that fits one of the texts in `at`, or the `nth`, gives the answer:
 //!
 //! ```text
 //!   ask        the answer
@@ -13,39 +13,35 @@
 //!   outcome    "ends well" or "fails"; needs no event, and is asked before the second step
 //! ```
 
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::lessons::Act;
 use crate::steps::Step;
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Question {
-    act: String,
-    #[serde(default)]
-    at: Vec<String>,
-    ask: Ask,
-    question: String,
-    #[serde(default)]
-    options: Vec<String>,
-    hint: String,
-    why: String,
+/// The questions of all lessons.
+pub(crate) struct Questions(Value);
+
+pub(crate) struct Question<'a>(&'a Value);
+
+/// Returns the questions.
+pub(crate) fn questions() -> Questions {
+    Questions(serde_json::from_str(include_str!("questions.json")).expect("questions.json is JSON"))
 }
 
-#[derive(Clone, Copy, Deserialize, PartialEq)]
-#[serde(rename_all = "snake_case")]
-enum Ask {
-    Says,
-    Next,
-    InFlight,
-    Yields,
-    Outcome,
+impl Questions {
+    /// Returns those of the lesson in this folder.
+    pub(crate) fn of(&self, folder: &str) -> Vec<Question<'_>> {
+        self.0[folder].as_array().into_iter().flatten().map(Question).collect()
+    }
 }
 
-impl Question {
+impl Question<'_> {
+    fn text(&self, key: &str) -> &str {
+        self.0[key].as_str().unwrap_or_else(|| panic!("questions.json: no {key} in {}", self.0))
+    }
+
     pub(crate) fn is_of(&self, act: &Act) -> bool {
-        act.title.contains(&self.act)
+        act.title.contains(self.text("act"))
     }
 
     /// Returns the question with its step and its answer.
@@ -54,35 +50,41 @@ impl Question {
     ///
     /// No event fits, or the answer is none of the options.
     pub(crate) fn resolve(&self, act: &Act, steps: &[Step]) -> Result<Value, String> {
-        let (at, answer) = self.answer(act, steps).ok_or_else(|| format!("no event fits: {}", self.question))?;
-        let options = match self.ask {
-            _ if !self.options.is_empty() => self.options.clone(),
-            Ask::Outcome => vec!["ends well".into(), "fails".into()],
-            Ask::Yields => vec!["yes".into(), "no".into()],
-            Ask::Next => names(act),
-            Ask::Says | Ask::InFlight => Vec::new(),
+        let question = self.text("question");
+        let (at, answer) = self.answer(act, steps).ok_or_else(|| format!("no event fits: {question}"))?;
+        let given = self.0["options"].as_array().into_iter().flatten();
+        let given: Vec<_> = given.filter_map(Value::as_str).map(String::from).collect();
+        let options = match self.text("ask") {
+            _ if !given.is_empty() => given,
+            "outcome" => vec!["ends well".into(), "fails".into()],
+            "yields" => vec!["yes".into(), "no".into()],
+            "next" => names(act),
+            _ => given,
         };
         let Some(right) = options.iter().position(|option| *option == answer) else {
-            return Err(format!("{answer:?} is none of {options:?}: {}", self.question));
+            return Err(format!("{answer:?} is none of {options:?}: {question}"));
         };
         Ok(json!({
-            "step": at, "question": self.question, "options": options, "answer": right, "hint": self.hint, "why": self.why,
+            "step": at, "question": question, "options": options, "answer": right, "hint": self.text("hint"),
+            "why": self.text("why"),
         }))
     }
 
     fn answer(&self, act: &Act, steps: &[Step]) -> Option<(usize, String)> {
-        if self.ask == Ask::Outcome {
+        if self.text("ask") == "outcome" {
             return Some((1, if act.failure.is_some() { "fails".into() } else { "ends well".into() }));
         }
-        let fits = |step: &Step| self.at.iter().find_map(|pattern| fitting(pattern, &step.words));
-        let (at, said) = steps.iter().enumerate().find_map(|(at, step)| Some((at, fits(step)?)))?;
+        let patterns: Vec<_> = self.0["at"].as_array()?.iter().filter_map(Value::as_str).collect();
+        let nth = self.0["nth"].as_u64().unwrap_or(1) as usize;
+        let fits = |step: &Step| patterns.iter().find_map(|pattern| fitting(pattern, &step.words).map(String::from));
+        let (at, said) = steps.iter().enumerate().filter_map(|(at, step)| Some((at, fits(step)?))).nth(nth - 1)?;
         let step = &steps[at];
-        let answer = match self.ask {
-            Ask::Says => said.to_string(),
-            Ask::Next => name(act, step.running),
-            Ask::InFlight => step.counters?[0].to_string(),
-            Ask::Yields => if step.kind == "yield" { "yes" } else { "no" }.into(),
-            Ask::Outcome => return None,
+        let answer = match self.text("ask") {
+            "says" => said,
+            "next" => name(act, step.running),
+            "in_flight" => step.counters?[0].to_string(),
+            "yields" => if step.kind == "yield" { "yes" } else { "no" }.into(),
+            _ => return None,
         };
         Some((at, answer))
     }

@@ -17,7 +17,6 @@ use std::process;
 use std::sync::Arc;
 use std::thread;
 
-use coralio::{File, JoinHandle};
 use coralio::context::AioContext;
 use coralio::coroutine::Coroutine;
 use coralio::engine::Engine;
@@ -26,6 +25,7 @@ use coralio::engine::scripted::ScriptedBackend;
 use coralio::engine::{Opcode, Operation};
 use coralio::simulate::{Failure, Faults, Sim, Simulation};
 use coralio::trace::{Recording, TextOptions, Trace};
+use coralio::{File, JoinHandle};
 use coralio_runtime::report;
 
 /// An engine on a scripted backend.
