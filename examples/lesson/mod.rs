@@ -109,7 +109,8 @@ pub fn search_act(
 }
 
 fn new_trace() -> Trace {
-    Trace::new(10_000)
+    let trace = Trace::new(10_000);
+    if SINK.get().is_some() { trace.with_source() } else { trace }
 }
 
 fn show(title: &str, recording: &Recording, failure: Option<&str>) {

@@ -1,6 +1,7 @@
 //! The programs, run as their users run them.
 
 mod copy;
+mod course_levels;
 mod http_server;
 mod injected;
 mod iobench;

@@ -4,6 +4,8 @@ use std::fmt;
 use std::panic::Location;
 use std::time::Duration;
 
+use crate::trace::source::SourceLine;
+
 /// Identifies a coroutine of a [`Recording`]: an index into [`Recording::lanes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CoroutineIndex(pub usize);
@@ -172,6 +174,10 @@ pub struct Record {
     /// The source line of the event if known; for an enter, the line at which the coroutine
     /// continues.
     pub at: Option<&'static Location<'static>>,
+    /// The lines of the program's own code on the current stack, innermost call first, up to the
+    /// function that the current coroutine runs. Empty without
+    /// [`with_source`](super::Trace::with_source), and for a coroutine's end.
+    pub calls: Vec<SourceLine>,
 }
 
 /// The contents of a log when [`Trace::recording`](super::Trace::recording) was called.
