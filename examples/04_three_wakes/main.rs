@@ -75,7 +75,8 @@ pub fn main() {
     a_makes_b_write("A fix that fails: A schedules B", |b, _| b.schedule().expect("once"));
 
     // To let others run, yield; in a loop that checks the condition, since (as in lesson 1) the
-    // number of yields that B needs is B's implementation detail.
+    // number of yields that B needs is B's implementation detail. A's turn comes in the loop's next
+    // iteration.
     a_makes_b_write("The fix: A wakes B, and yields until B has written", |b, letters| {
         b.wake();
         while letters.get() == 0 {

@@ -60,11 +60,14 @@ pub fn main() {
     });
 
     // `while` instead of `if` would be correct, but would keep the loop busy. A CoMutex queues its
-    // waiters and passes ownership on release: B owns the lock from the moment A wakes it, when A
-    // drops its guard. Taking a free lock has no row.
+    // waiters and passes ownership on release: when A drops its guard it wakes B, and from that
+    // moment B owns the lock, although it runs later. No other coroutine can take it in between.
     let lock = Rc::new(CoMutex::new(()));
     three("The fix: a CoMutex", move |number| {
-        let _guard = lock.lock();
+        let guard = lock.lock();
+        say("owns the lock");
         add_one(number);
+        say("drops its guard");
+        drop(guard);
     });
 }

@@ -10,7 +10,7 @@
 //! Puzzle: A reads from a slow disk. Impatient code enters A again before the read is done. The
 //! buffer, on A's stack, is not filled yet. What does A do?
 //!
-//! Hint: an enter does not tell A why it was entered.
+//! Hint: what does A know when its yield returns?
 
 #[path = "../lesson/mod.rs"]
 pub mod lesson;
@@ -51,7 +51,7 @@ pub fn main() {
 
     lesson::print(
         "\nThe last rows of 1 and 2: the context ends and unwinds A. Unwinding first waits for the read to complete:\n\
-         no stack frame is freed while the kernel has a buffer in it. A dot alone in a row of \"wakes A\" is A itself:\n\
-         an entered coroutine is left alone.\n",
+         no stack frame is freed while the kernel has a buffer in it. That completion comes while A is entered, so A is\n\
+         left alone (the cross beside its dot): it is about to check for the result itself.\n",
     );
 }

@@ -6,7 +6,7 @@
 //!
 //! Puzzle: the completion has come and gone. How does A learn that its request is done?
 //!
-//! Hint: nothing tells it. When must A check?
+//! Hint: A is entered, so it continues after its submit. What comes next in its code?
 //!
 //! The first four acts use a toy: one request, whose result is a number in a cell.
 

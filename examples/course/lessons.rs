@@ -16,6 +16,8 @@ pub(crate) struct Act {
     pub(crate) title: String,
     pub(crate) recording: Recording,
     pub(crate) failure: Option<String>,
+    /// What the lesson prints after it.
+    pub(crate) said: String,
 }
 
 /// A lesson after its run.
@@ -23,19 +25,24 @@ pub(crate) struct Lesson {
     /// Its own file first.
     pub(crate) files: Vec<SourceFile>,
     pub(crate) acts: Vec<Act>,
-    /// What it prints after its acts.
-    pub(crate) end: String,
 }
 
-thread_local!(static SHOWN: RefCell<(Vec<Act>, String)> = const { RefCell::new((Vec::new(), String::new())) });
+impl Lesson {
+    /// Returns the name of its folder.
+    pub(crate) fn folder(&self) -> &'static str {
+        self.files[0].path.split('/').next().unwrap_or_default()
+    }
+}
+
+thread_local!(static SHOWN: RefCell<Vec<Act>> = const { RefCell::new(Vec::new()) });
 
 fn take_act(title: &str, recording: &Recording, failure: Option<&str>) {
-    let act = Act { title: title.into(), recording: recording.clone(), failure: failure.map(Into::into) };
-    SHOWN.with_borrow_mut(|(acts, _)| acts.push(act));
+    let (title, recording, failure) = (title.into(), recording.clone(), failure.map(Into::into));
+    SHOWN.with_borrow_mut(|acts| acts.push(Act { title, recording, failure, said: String::new() }));
 }
 
 fn take_text(text: &str) {
-    SHOWN.with_borrow_mut(|(_, texts)| texts.push_str(text));
+    SHOWN.with_borrow_mut(|acts| acts.last_mut().expect("a text after an act").said.push_str(text));
 }
 
 /// Declares the lessons: each with its file, and with the other files that it consists of.
@@ -49,9 +56,8 @@ macro_rules! lessons {
             $(
                 $name::lesson::send_to($name::lesson::Sink { act: take_act, text: take_text });
                 $name::main();
-                let (acts, end) = SHOWN.take();
                 let files = vec![file($path, include_str!($path)), $(file($more, include_str!($more))),*];
-                lessons.push(Lesson { files, acts, end });
+                lessons.push(Lesson { files, acts: SHOWN.take() });
             )*
             lessons
         }
@@ -77,6 +83,8 @@ lessons! {
     two_threads "../12_two_threads/main.rs" []
     plug "../13_plug/main.rs" []
     crash_and_sync "../14_crash_and_sync/main.rs" []
+    simulate "../15_simulate/main.rs" []
+    cancel "../16_cancel/main.rs" []
 }
 
 #[path = "../museum/main.rs"]
@@ -113,7 +121,7 @@ pub(crate) fn exhibits() -> Vec<Exhibit> {
         let index = today.workloads.iter().position(|workload| workload.name == version.bane).expect("each has one");
         let run = |title: &str, workload| {
             let museum::Outcome { recording, failure } = museum::run(workload);
-            Act { title: title.into(), recording, failure }
+            Act { title: title.into(), recording, failure, said: String::new() }
         };
         Exhibit {
             rule: version.rule,

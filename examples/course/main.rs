@@ -19,6 +19,7 @@ mod lessons;
 #[allow(unreachable_pub)]
 mod levels;
 mod page;
+mod questions;
 mod steps;
 mod texts;
 

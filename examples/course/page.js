@@ -4,14 +4,19 @@
 //   course.view("levels", { title: "You are the kernel", show(main, values) { .. }, keys: { r: [run, "restart"] } })
 //   course.data("levels")          the section's JSON
 //   course.say(text)               tells readers of the screen
-//   course.link({ levels: 2 })     changes the link and shows that place; course.replace changes the link alone
+//   course.link({ levels: 2 })     shows that place; course.replace changes the address alone
 //   course.keep(key, value), course.kept(key)     progress
-//   course.element("button", { class: "plain" }, ...children)
+//   course.element("button", { class: "plain", click: run }, ...children)
+//   course.words(text), course.paragraphs(text)   text with `code` and *emphasis*
 const course = (() => {
-  const views = [];
+  const views = [], parsed = new Map();
   const $ = (id) => document.getElementById(id);
-  const data = (name) => JSON.parse($(`data-${name}`).textContent);
   const say = (text) => { $("live").textContent = text; };
+
+  function data(name) {
+    if (!parsed.has(name)) parsed.set(name, JSON.parse($(`data-${name}`).textContent));
+    return parsed.get(name);
+  }
 
   function element(tag, attributes = {}, ...children) {
     const made = document.createElement(tag);
@@ -23,10 +28,36 @@ const course = (() => {
     return made;
   }
 
+  // Plain text, `code`, *emphasis*. A link to an item, [`x`], is code.
+  function words(text) {
+    const into = document.createDocumentFragment();
+    let from = 0;
+    for (const found of text.matchAll(/\[?`([^`]+)`\]?|\*([^*\s][^*]*)\*/g)) {
+      into.append(text.slice(from, found.index), found[1] ? element("code", {}, found[1]) : element("em", {}, found[2]));
+      from = found.index + found[0].length;
+    }
+    into.append(text.slice(from));
+    return into;
+  }
+
+  function paragraphs(text) {
+    const into = document.createDocumentFragment();
+    for (const paragraph of text.split("\n").filter(Boolean)) {
+      if (!paragraph.startsWith("- ")) into.append(element("p", {}, words(paragraph)));
+      else {
+        if (into.lastChild?.tagName !== "UL") into.append(element("ul"));
+        into.lastChild.append(element("li", {}, words(paragraph.slice(2))));
+      }
+    }
+    return into;
+  }
+
   const values = () => Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
   const hash = (values) => `#${new URLSearchParams(values)}`;
   const link = (values) => { location.hash = hash(values); };
-  const replace = (values) => history.replaceState(null, "", hash(values));
+  function replace(values) {
+    try { history.replaceState(null, "", hash(values)); } catch { /* some browsers refuse that for a file */ }
+  }
 
   let memory = {};
   try { memory = JSON.parse(localStorage.getItem("coralio-course")) ?? {}; } catch { /* no storage */ }
@@ -38,22 +69,41 @@ const course = (() => {
 
   let current = null;
   function route() {
+    if (location.hash === "#main") return $("main").focus();
     const wanted = values();
     current = views.find((view) => view.name in wanted) ?? views[0];
+    for (const link of $("sections").children) {
+      if (link.hash === `#${current.name}`) link.setAttribute("aria-current", "page");
+      else link.removeAttribute("aria-current");
+    }
     $("main").replaceChildren();
     current.show($("main"), wanted);
+    document.title = `${$("main").querySelector("h1, h2")?.textContent ?? current.title} - Coralio`;
   }
 
+  // A view without a title has no link of its own.
   function view(name, it) {
     views.push({ name, ...it });
-    $("sections").append(element("a", { href: `#${name}` }, it.title));
+    if (it.title) $("sections").append(element("a", { href: `#${name}` }, it.title));
+  }
+
+  function help() {
+    const list = element("dl");
+    for (const [key, [, what]] of Object.entries({ ...current.keys, "?": [help, "this list"] })) {
+      const name = { ArrowRight: "→", ArrowLeft: "←", ArrowUp: "↑", ArrowDown: "↓" }[key] ?? key;
+      list.append(element("dt", {}, element("kbd", {}, name)), element("dd", {}, what));
+    }
+    $("keys").replaceChildren(element("h2", {}, "Keys"), list, element("button", { onclick: () => $("keys").close() }, "Close"));
+    $("keys").showModal();
   }
 
   function start() {
     addEventListener("hashchange", route);
+    $("help").onclick = help;
     document.addEventListener("keydown", (event) => {
-      if (event.ctrlKey || event.altKey || event.metaKey || event.target.closest?.("input, textarea, select")) return;
-      const key = current.keys?.[event.key];
+      if (event.ctrlKey || event.altKey || event.metaKey || $("keys").open) return;
+      if (event.target.closest?.("input:not([type=checkbox]), textarea, select")) return;
+      const key = event.key === "?" ? [help] : current.keys?.[event.key];
       if (key) {
         event.preventDefault();
         key[0]();
@@ -61,5 +111,5 @@ const course = (() => {
     });
     route();
   }
-  return { view, data, say, element, values, link, replace, keep, kept, start };
+  return { view, data, say, element, words, paragraphs, values, link, replace, keep, kept, start };
 })();

@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 
 use crate::lessons::{Act, Exhibit, Lesson, MATRIX, SourceFile, exhibits, lessons, museum_files};
 use crate::levels;
-use crate::steps::steps;
-use crate::texts::{above, head, paragraphs};
+use crate::questions::{Question, Questions, questions};
+use crate::steps::{Step, steps};
+use crate::texts::{above, head};
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
@@ -58,30 +59,48 @@ fn script(scripts: &mut String, text: &str) {
 }
 
 fn lesson_section() -> Section {
-    let data = lessons().iter().map(lesson).collect();
-    Section { name: "lessons", data: Value::Array(data), script: include_str!("lessons.js"), style: "" }
+    let questions = questions();
+    let data = lessons().iter().map(|one| lesson(one, &questions)).collect();
+    let style = concat!(include_str!("../../runtime/src/trace/render/html/code.css"), include_str!("player.css"));
+    let script = concat!(
+        include_str!("../../runtime/src/trace/render/html/code.js"),
+        include_str!("player.js"),
+        include_str!("lessons.js"),
+        include_str!("compare.js"),
+    );
+    Section { name: "lessons", data: Value::Array(data), script, style }
 }
 
-fn lesson(lesson: &Lesson) -> Value {
+fn lesson(lesson: &Lesson, questions: &Questions) -> Value {
     let source = lesson.files[0].text;
     let head = head(source);
     let mut before = None;
     let mut acts = Vec::new();
+    let questions = questions.of(lesson.folder());
     for one in &lesson.acts {
-        // A simulated act's title ends with its seed.
+        // The title of a simulated act ends with its seed.
         let title = one.title.split(" (seed ").next().unwrap_or_default();
         let text = above(source, before, title).unwrap_or_else(|| panic!("{}: no act {title}", head.title));
         before = Some(title);
-        acts.push(act(one, &text, &lesson.files));
+        acts.push(act(one, &text, &lesson.files, &questions));
     }
     json!({
-        "title": head.title, "text": head.text, "puzzle": head.puzzle, "hint": head.hint,
-        "files": files(&lesson.files), "acts": acts, "end": paragraphs(lesson.end.lines()).join("\n"),
+        "id": lesson.folder(), "title": head.title, "text": head.text, "puzzle": head.puzzle, "hint": head.hint,
+        "files": files(&lesson.files), "acts": acts,
     })
 }
 
-fn act(act: &Act, text: &str, files: &[SourceFile]) -> Value {
-    json!({ "title": act.title, "text": text, "failure": act.failure, "run": steps(&act.recording, files) })
+fn act(act: &Act, text: &str, files: &[SourceFile], questions: &[Question]) -> Value {
+    let (heading, steps) = steps(&act.recording, files);
+    let lanes: Vec<_> = act.recording.lanes.iter().map(|lane| &lane.name).collect();
+    let asked = questions.iter().filter(|question| question.is_of(act));
+    let asked: Vec<_> =
+        asked.map(|question| question.resolve(act, &steps).unwrap_or_else(|lost| panic!("{lost}"))).collect();
+    let steps: Vec<_> = steps.iter().map(Step::json).collect();
+    json!({
+        "title": act.title, "text": text, "failure": act.failure, "said": act.said.trim(), "heading": heading,
+        "lanes": lanes, "threads": act.recording.threads, "steps": steps, "questions": asked,
+    })
 }
 
 fn files(files: &[SourceFile]) -> Value {
@@ -100,7 +119,7 @@ fn museum_section() -> Section {
 }
 
 fn museum_exhibit(exhibit: &Exhibit, files: &[SourceFile]) -> Value {
-    let acts: Vec<_> = exhibit.acts.iter().map(|one| act(one, "", files)).collect();
+    let acts: Vec<_> = exhibit.acts.iter().map(|one| act(one, "", files, &[])).collect();
     json!({
         "rule": exhibit.rule, "when": exhibit.when, "what": exhibit.what, "workload": exhibit.workload, "acts": acts,
     })

@@ -17,15 +17,15 @@ use std::process;
 use std::sync::Arc;
 use std::thread;
 
-use coralio::JoinHandle;
 use coralio::context::AioContext;
 use coralio::coroutine::Coroutine;
 use coralio::engine::Engine;
 use coralio::engine::guards::{AllGuards, Guards};
 use coralio::engine::scripted::ScriptedBackend;
 use coralio::engine::{Opcode, Operation};
-use coralio::simulate::{Faults, Sim, Simulation};
+use coralio::simulate::{Failure, Faults, Sim, Simulation};
 use coralio::trace::{Recording, TextOptions, Trace};
+use coralio::{File, JoinHandle};
 use coralio_runtime::report;
 
 /// An engine on a scripted backend.
@@ -70,11 +70,45 @@ pub fn simulated_act(title: &str, f: impl Fn(&Sim) -> Result<(), String>) {
     let seed = failing.unwrap_or(0);
     let trace = new_trace();
     let failure = run(seed, machine.trace(&trace));
-    show(&format!("{title} (seed {seed})"), &trace.recording(), failure.as_deref());
+    let which = if failing.is_some() { ", the first that fails" } else { "" };
+    show(&format!("{title} (seed {seed}{which})"), &trace.recording(), failure.as_deref());
+    if failing.is_none() {
+        print("So do the other 99 seeds.\n");
+    }
+}
+
+/// Prints the outcome of a search among simulated runs: the failing run, with its tape, or the
+/// first one.
+pub fn search_act(
+    title: &str,
+    machine: &Simulation,
+    found: Result<u64, Box<Failure>>,
+    f: impl Fn(&Sim) -> io::Result<()>,
+) {
+    let trace = new_trace();
+    let machine = machine.clone().trace(&trace);
+    let (failure, about) = match found {
+        Ok(runs) => {
+            machine.run([0], f);
+            (None, format!("{runs} runs end well. Shown: seed 0.\n"))
+        }
+        Err(found) => {
+            let _same = machine.tape(&found.tape).expect("a tape of this machine").search([0], f);
+            let seed = found.seed.map_or("found by enumeration".into(), |seed| format!("seed {seed}"));
+            let about = format!(
+                "Run {}, {seed}. Its tape has {} choices other than 0:\n{}\n",
+                found.run, found.nonzero_choices, found.tape
+            );
+            (Some(found.shrunk_message), about)
+        }
+    };
+    show(title, &trace.recording(), failure.as_deref());
+    print(&about);
 }
 
 fn new_trace() -> Trace {
-    Trace::new(10_000)
+    let trace = Trace::new(10_000);
+    if SINK.get().is_some() { trace.with_source() } else { trace }
 }
 
 fn show(title: &str, recording: &Recording, failure: Option<&str>) {
@@ -180,7 +214,21 @@ pub fn say(what: impl Display) {
 /// Creates a coroutine that runs `f` when first entered.
 #[track_caller]
 pub fn coroutine(name: &'static str, f: impl FnOnce() + 'static) -> Coroutine {
-    Coroutine::builder().name(name).create(f).expect("memory for a stack")
+    Coroutine::builder().name(name).create(|| told(f)).expect("memory for a stack")
+}
+
+/// Runs `f`. Records a message if it unwinds: because of a panic, or because its context ends.
+fn told<T>(f: impl FnOnce() -> T) -> T {
+    struct Unwinding;
+    impl Drop for Unwinding {
+        fn drop(&mut self) {
+            if thread::panicking() {
+                say("unwinds");
+            }
+        }
+    }
+    let _unwinding = Unwinding;
+    f()
 }
 
 /// Creates a kernel with a disk of 4 KiB. By default, requests complete when the loop sleeps.
@@ -209,10 +257,26 @@ pub fn try_read<G: Guards>(disk: &Disk<G>, offset: u64) -> io::Result<usize> {
     unsafe { disk.transfer(&Operation { opcode: Opcode::Read, fd: 0, addr, len, offset }) }
 }
 
+/// Writes 512 zero bytes from a buffer on the calling coroutine's stack.
+pub fn try_write<G: Guards>(disk: &Disk<G>, offset: u64) -> io::Result<usize> {
+    let buffer = [0; 512];
+    let (addr, len) = (buffer.as_ptr() as u64, buffer.len() as u64);
+    // SAFETY: the buffer is a local, alive until `transfer` returns or unwinds.
+    unsafe { disk.transfer(&Operation { opcode: Opcode::Write, fd: 0, addr, len, offset }) }
+}
+
+/// Does the same as [`try_read`] with a buffer that is never freed, for an engine that may return
+/// while the kernel still has it.
+pub fn try_read_leaked<G: Guards>(disk: &Disk<G>, offset: u64) -> io::Result<usize> {
+    let addr = Box::leak(Box::new([0_u8; 512])).as_mut_ptr() as u64;
+    // SAFETY: leaked memory is valid forever, and no reference to it exists.
+    unsafe { disk.transfer(&Operation { opcode: Opcode::Read, fd: 0, addr, len: 512, offset }) }
+}
+
 /// Creates a coroutine that the loop's next iteration enters. The join handle returns its panic.
 #[track_caller]
 pub fn spawn<T: 'static>(name: &'static str, f: impl FnOnce() -> T + 'static) -> JoinHandle<T> {
-    Coroutine::builder().name(name).spawn(f).expect("memory for a stack")
+    Coroutine::builder().name(name).spawn(|| told(f)).expect("memory for a stack")
 }
 
 /// Runs the loop until all coroutines have ended.
@@ -222,19 +286,30 @@ pub fn run_loop(context: &AioContext, all: &[Coroutine]) {
     }
 }
 
+/// Creates a file whose name and contents are durable.
+pub fn durable_file(sim: &Sim, name: &str, contents: &str) -> File {
+    let file = sim.create(name, contents.len() as u64);
+    // Changes the disk itself, without a request.
+    sim.corrupt(name, 0, contents.as_bytes());
+    file
+}
+
 /// Makes another thread run `meanwhile` when this thread has read the next completion and not yet
 /// counted it. This thread waits meanwhile, so the order is deterministic.
 pub fn meet_another_thread(backend: &ScriptedBackend, context: &AioContext, meanwhile: fn(&AioContext)) {
     let context = context.clone();
     backend.on_next_peek(move || {
+        say("has read the first completion, and not counted it yet");
         thread::spawn(move || meanwhile(&context)).join().expect("it does not panic");
     });
 }
 
 /// Polls if the context's lock is free.
 pub fn poll_if_free(context: &AioContext) {
-    let Some(_guard) = context.try_acquire() else {
-        return context.tracer().expect("acts are traced").mark("\"cannot take the lock: does not poll\"");
-    };
-    context.poll(false);
+    let guard = context.try_acquire();
+    let what = if guard.is_some() { "takes the lock: polls" } else { "cannot take the lock: does not poll" };
+    context.tracer().expect("acts are traced").mark(format!("\"{what}\""));
+    if guard.is_some() {
+        context.poll(false);
+    }
 }

@@ -22,9 +22,12 @@ mod event;
 mod log;
 mod render;
 mod replay;
+mod source;
 
 pub use event::{CoroutineIndex, CoroutineInfo, Event, Record, Recording, RequestState, Span, WaitKind, Wake};
 pub(crate) use log::Id;
 pub use log::{SpanGuard, Trace, Tracer};
 pub use render::{Format, TextOptions};
 pub use replay::{Frame, Replay, Violation};
+pub use source::SourceLine;
+pub(crate) use source::addresses;

@@ -138,7 +138,7 @@ fn lesson_writes_a_trace_of_each_act() {
     names.sort();
     assert_eq!(names, ["h2-1.txt", "h2-2.txt"]);
     let second = fs::read_to_string(folder.0.join("h2-2.txt")).unwrap();
-    assert!(second.contains("VIOLATION: recursive entry: 'A' is entered already, by main > 'A' > 'Y'"), "{second}");
+    assert!(second.contains("VIOLATION: recursive entry: 'A' is entered already, by thread > 'A' > 'Y'"), "{second}");
 
     let output = program("09_september_2016").args(["--trace", "/nowhere/h2.txt"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
@@ -171,8 +171,8 @@ fn museum_prints_its_matrix() {
 
 /// How each exhibit fails: the historic failures H1 to H7 and H10 to H12, E2 and E5.
 const FAILURES: [&str; 13] = [
-    "recursive entry of 'A': main > 'A'\n",
-    "recursive entry of 'A': main > 'A' > 'Y'\n",
+    "recursive entry of 'A': thread > 'A'\n",
+    "recursive entry of 'A': thread > 'A' > 'Y'\n",
     "in_flight below zero: a completion was reaped twice (in_flight 0, depth 3, plug depth 0, blocked false, 3 req",
     "this sleep would never end: the ring is empty, and none of the 0 requests in flight will complete\n",
     "stuck: after 40 iterations 2 pending, 0 in flight\n",
