@@ -9,6 +9,7 @@
 
 use std::any::Any;
 use std::cell::Cell;
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::panic::{self, AssertUnwindSafe};
@@ -110,7 +111,9 @@ pub fn search_act(
 
 fn new_trace() -> Trace {
     let trace = Trace::new(10_000);
-    if SINK.get().is_some() { trace.with_source() } else { trace }
+    // A page shows the source too.
+    let is_page = |argument: OsString| Path::new(&argument).extension().is_some_and(|extension| extension == "html");
+    if SINK.get().is_some() || std::env::args_os().any(is_page) { trace.with_source() } else { trace }
 }
 
 fn show(title: &str, recording: &Recording, failure: Option<&str>) {

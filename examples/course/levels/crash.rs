@@ -16,7 +16,7 @@ use coralio::simulate::{Faults, Latency, Sim, Simulation};
 use coralio::trace::Trace;
 
 use super::lesson::{say, spawn};
-use super::tree::{Run, Tree, end, mark};
+use super::tree::{DISK, Run, Tree, end, mark};
 
 /// The size of a sector in bytes.
 const SECTOR: usize = 8;
@@ -41,7 +41,7 @@ pub type Program = fn(&Power) -> io::Result<Option<String>>;
 
 impl Power {
     fn decided(&self, question: &str, answer: &str) {
-        mark(&here(), answer);
+        mark(&here(), DISK, answer);
         self.path.borrow_mut().push((question.into(), answer.into()));
     }
 

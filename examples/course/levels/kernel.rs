@@ -12,7 +12,7 @@ use coralio::engine::guards::Guards;
 use coralio::engine::scripted::{ScriptedBackend, Turn};
 
 use super::lesson::{self, Disk, poll_if_free, record};
-use super::tree::{Run, Tree, mark};
+use super::tree::{KERNEL, Run, Tree, mark};
 
 /// What the kernel of a level can do, apart from completing requests in any order.
 #[derive(Clone, Copy, Default)]
@@ -94,7 +94,7 @@ impl Kernel {
         }
         script.marks.push(asked);
         drop(script);
-        mark(&self.context, &options[value]);
+        mark(&self.context, KERNEL, &options[value]);
         value
     }
 

@@ -93,10 +93,10 @@
   function row(number, isNew) {
     const [picture, words] = texts[number].split("\t");
     const said = words.trim();
-    const kind = said.startsWith("kernel: ") ? " decision" : said.startsWith("VIOLATION") ? " broken" : "";
+    const kind = /^(kernel|disk): /.test(said) ? " decision" : said.startsWith("VIOLATION") ? " broken" : "";
     return element("div", { class: `row${isNew ? " new" : ""}${kind}` },
       element("span", { class: "picture", "aria-hidden": "true" }, picture.padEnd(width() + 2)),
-      element("span", {}, words));
+      element("span", { class: "words", style: `--depth: ${(words.length - said.length) / 2}` }, said));
   }
 
   const widths = new Map();
@@ -191,7 +191,7 @@
     const box = main.querySelector(".lanes");
     box.scrollTop = box.scrollHeight;
     const strip = main.querySelector(".levels ul");
-    strip.scrollLeft = strip.querySelector("[aria-current]").offsetLeft - strip.offsetLeft;
+    strip.scrollLeft = strip.querySelector("[aria-current]").offsetLeft - strip.offsetLeft - 40;
     if (announced) {
       const fresh = rowsOf(here()).map((number) => texts[number].split("\t")[1].trim());
       const end = failed(here()) ? `Goal reached. ${saidOf(here())}. ${level.why}` : "Ends well";

@@ -7,20 +7,22 @@ use coralio::context::AioContext;
 use coralio::trace::{Event, Recording, Replay, RequestState, TextOptions};
 use serde_json::{Value, json};
 
-/// The mark of a decision in the log. Messages of the program are in quotes.
-const KERNEL: &str = "kernel: ";
+/// Who decides; the mark of a decision in the log begins with it. Messages of the program are in
+/// quotes.
+pub const KERNEL: &str = "kernel: ";
+pub const DISK: &str = "disk: ";
 const END: &str = "the run has ended";
 
 /// Logs a decision, if the run has a log.
-pub fn mark(context: &AioContext, what: &str) {
+pub fn mark(context: &AioContext, who: &str, what: &str) {
     if let Some(tracer) = context.tracer() {
-        tracer.mark(format!("{KERNEL}{what}"));
+        tracer.mark(format!("{who}{what}"));
     }
 }
 
 /// Logs the end of the run: the rows after it are not shown.
 pub fn end(context: &AioContext) {
-    mark(context, END);
+    mark(context, DISK, END);
 }
 
 /// A row: its picture, and its description.
@@ -52,7 +54,7 @@ impl Run {
         for line in lines {
             let part = |from, to: usize| line.chars().skip(from).take(to - from).collect::<String>();
             let (picture, words) = (part(start, end), part(end, usize::MAX));
-            if let Some(decided) = words.trim_start().strip_prefix(KERNEL) {
+            if let Some(decided) = [KERNEL, DISK].iter().find_map(|who| words.trim_start().strip_prefix(who)) {
                 if decided == END {
                     break;
                 }
