@@ -4,8 +4,8 @@
 //! code does that where it cannot yield, in a destructor for instance. The outer iteration is
 //! suspended in the middle of its work meanwhile, and the nested one must not miss that work.
 //!
-//! A running loop counts as no coroutine, even on the stack of A (so the loop's reap runs a woken
-//! coroutine immediately, on top of A), but A stays entered.
+//! A running loop counts as no coroutine, even on the stack of A: so its reap runs a woken
+//! coroutine immediately, on top of A. But A stays entered.
 //!
 //! In 2014 a reap took all completions off the ring into a private batch. Programs hung.
 //!
@@ -66,15 +66,14 @@ fn poll_for_b<G: Guards>(title: &str, depth: u32, blocking: bool) {
         while !(a.is_finished() && b.is_finished()) {
             context.poll(true);
         }
-        a.join().unwrap_or_else(|payload| resume_unwind(payload));
-        b.join().unwrap_or_else(|payload| resume_unwind(payload));
+        _ = [a, b].map(|one| one.join().unwrap_or_else(|payload| resume_unwind(payload)));
     });
 }
 
 pub fn main() {
     // B's completion is in the batch, in a local variable of the outer reap, below A on the stack
-    // (drawn after the acts). The nested poll sleeps for an event that has already occurred; on a
-    // real disk, forever. (The scripted backend reports it.)
+    // (drawn after the acts). The nested poll sleeps for an event that has already occurred: in the
+    // field forever. (The scripted backend reports it.)
     poll_for_b::<Batch2014>("The puzzle: the loop takes both completions off the ring", 8, true);
 
     // Not sleeping ends the hang, but no number of iterations reaches the batch.
@@ -92,7 +91,7 @@ pub fn main() {
     poll_for_b::<AllGuards>("Depth 1, in_flight decremented before the wake", 1, true);
 
     lesson::print(
-        "\nThe stack at the end of act 1, top first, and the completions:\n\n\
+        "\nThe stack at the end of act 1, top first:\n\n\
          \u{20}   sleep        waits for the ring, which is empty\n\
          \u{20}   iteration    nested, called by A\n\
          \u{20}   A            polls until B has read\n\

@@ -1,8 +1,8 @@
 //! Lesson 16. Cancelling.
 //!
 //! `cancel` stops nothing. It sets a flag and wakes the coroutine; from then on its waits and its
-//! I/O return the error `Cancelled`, which travels like any error, with `?`. So destructors run
-//! where they always do, and code between two waits is never interrupted.
+//! I/O return the error `Cancelled`, which is passed on with `?`. So destructors run where they
+//! always do, and code between two waits is never interrupted.
 //!
 //! Puzzle: A reads into a buffer on its stack, and the kernel has the request when A is cancelled.
 //! When does A's call return, and with what?
