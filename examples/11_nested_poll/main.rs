@@ -7,8 +7,7 @@
 //! A running loop counts as no coroutine, even on the stack of A (so the loop's reap runs a woken
 //! coroutine immediately, on top of A), but A stays entered.
 //!
-//! In 2014 a reap took all completions off the ring into a private batch. In the field, programs
-//! hung: they slept for a completion that the outer reap held.
+//! In 2014 a reap took all completions off the ring into a private batch. Programs hung.
 //!
 //! Puzzle: A and B read. Both requests are done when the loop checks the ring. It takes both
 //! completions off the ring, and enters A, which polls until B's read is done. When is that?
@@ -34,7 +33,7 @@ unsafe impl Guards for Batch2014 {
     const RING_CURSOR: RingCursor = RingCursor::PerReap;
 }
 
-/// Never in use: a reap decrements `in_flight` when the woken coroutine has yielded.
+/// Never in use: a reap decrements `in_flight` after the wake.
 struct CountsLate;
 
 // SAFETY: as above.
@@ -86,9 +85,9 @@ pub fn main() {
     // the wake, the reap reads the ring again: it keeps no copy and no position of its own.
     poll_for_b::<AllGuards>("The fix: one completion at a time, and a shared cursor", 8, true);
 
-    // Why is `in_flight` decremented before the wake? With a queue depth of 1, B's request is
-    // pending until A's is done. A polls. With the count still at 1 the queue looks full: B's
-    // request is not submitted, and A sleeps for the completion that has entered it.
+    // Why is `in_flight` decremented before the wake? At depth 1, B's request is pending until A's
+    // is done. If the count is still 1 when A polls, the queue looks full: B's request is not
+    // submitted, and A sleeps for a completion that was processed already.
     poll_for_b::<CountsLate>("Where the order matters: depth 1, in_flight decremented after the wake", 1, true);
     poll_for_b::<AllGuards>("Depth 1, in_flight decremented before the wake", 1, true);
 

@@ -7,14 +7,14 @@
 //! Puzzle: A reads into a buffer on its stack, and the kernel has the request when A is cancelled.
 //! When does A's call return, and with what?
 //!
-//! Hint: the kernel may write to the buffer at any moment until it reports the completion.
+//! Hint: the kernel may write to the buffer until it has reported the completion.
 
 #[path = "../lesson/mod.rs"]
 pub mod lesson;
 
 use std::io;
 
-use coralio::engine::guards::{AllGuards, Guards, OnCancel};
+use coralio::engine::guards::{Guards, OnCancel};
 use coralio::task::{check_cancelled, shield};
 
 use lesson::{Disk, act, attach, backend, say, spawn, try_read, try_read_leaked, try_write};
@@ -27,85 +27,74 @@ unsafe impl Guards for ReturnsAtOnce {
     const ON_CANCEL: OnCancel = OnCancel::ReturnsAtOnce;
 }
 
-/// Says when its scope is left.
-struct Scope(&'static str);
+/// A value on A's stack.
+struct Local;
 
-impl Drop for Scope {
+impl Drop for Local {
     fn drop(&mut self) {
-        say(format!("{}: destructor", self.0));
+        say("drops its locals");
     }
 }
 
-/// Runs A, which runs `job`, and cancels it when its first request is in flight. At the end the
-/// block at 512, which says that the file is open, must say otherwise.
+/// Runs A, which runs `job`, and cancels it when its first request is in flight. In the end the
+/// block at 512, which notes that the file is open, must note that it is closed.
 fn cancel_in_flight<G: Guards>(title: &str, job: fn(&Disk<G>) -> io::Result<()>) {
     act(title, |context| {
         let backend = backend();
         backend.hold(0);
         let disk: Disk<G> = attach(&backend, 8);
         let a = spawn("A", move || {
-            let _scope = Scope("A's job");
-            let result = job(&disk);
-            say(result.map_or_else(|error| error.to_string(), |()| "the job is done".into()));
+            let _local = Local;
+            job(&disk)
         });
         context.poll(false);
         say("cancels A");
         a.cancel();
         say("the kernel completes the read");
         backend.release(0);
-        while !a.is_finished() {
-            context.poll(true);
-        }
-        context.poll(false);
-        assert!(backend.disk()[512] == 0, "A has ended, and the file still counts as open");
+        (0..3).for_each(|_| _ = context.poll(false));
+        assert!(backend.disk()[512] == 0, "A has ended, and the file is still noted as open");
     });
 }
 
-/// Reads, and notes that the file is closed.
-fn read_and_close(disk: &Disk, close: fn(&Disk) -> io::Result<()>) -> io::Result<()> {
-    let read = try_read(disk, 0);
-    say(format!("the read returns {read:?}"));
-    close(disk)?;
-    check_cancelled()?;
-    read.map(drop)
+fn tell(result: io::Result<usize>) -> io::Result<()> {
+    say(result.as_ref().map_or("returns Cancelled".into(), |bytes| format!("returns {bytes} bytes")));
+    result.map(drop)
 }
 
 fn note_closed(disk: &Disk) -> io::Result<()> {
     say("notes that the file is closed");
-    try_write(disk, 512).map(drop)
+    tell(try_write(disk, 512))
 }
 
 pub fn main() {
-    // A's call returns after the kernel has given the buffer back: here with the data, because the
-    // kernel did not stop. The *next* call returns `Cancelled`, without a request. So the note that
-    // A wants to leave behind is not written.
-    cancel_in_flight("The puzzle: A is cancelled, then closes the file", |disk| read_and_close(disk, note_closed));
+    // A is entered to see the flag; it asks the kernel to stop, and waits on. The call returns when
+    // the kernel has given the buffer back: here with the data, since the kernel did not stop. The
+    // *next* call returns `Cancelled`, without a request; so A's note is not written.
+    cancel_in_flight("The puzzle: A is cancelled, and then closes the file", |disk| {
+        tell(try_read(disk, 0))?;
+        note_closed(disk)
+    });
 
-    // If the call returned immediately, the buffer would be freed, and the kernel would write to
-    // memory that belongs to others. The engine panics when that completion comes. (The buffer of
-    // this act is leaked, so that no memory is damaged.)
+    // If the call returned immediately, the kernel would write to a buffer that is freed, or in use
+    // for something else. (Here it is leaked.) The engine panics when the completion comes.
     cancel_in_flight::<ReturnsAtOnce>("A fix that fails: the call returns immediately", |disk| {
-        let read = try_read_leaked(disk, 0);
-        say(format!("the read returns {read:?}"));
-        read.map(drop)
+        tell(try_read_leaked(disk, 0))
     });
 
-    // A shield masks the flag, for work that must be finished. It should be short: who cancels A
-    // waits for it.
-    cancel_in_flight::<AllGuards>("The fix: a shield around the note", |disk| {
-        read_and_close(disk, |disk| shield(|| note_closed(disk)))
+    // A shield masks the flag, for work that must be finished. Keep it short: the code that has
+    // cancelled A may be waiting for it.
+    cancel_in_flight("The fix: a shield around the note", |disk| {
+        tell(try_read(disk, 0))?;
+        shield(|| note_closed(disk))?;
+        Ok(check_cancelled()?)
     });
 
-    // A request that is still pending never reaches the kernel: the call returns immediately.
+    // A request that is pending has not reached the kernel: it is removed.
     act("Cancelled before the submit", |context| {
         let disk: Disk = attach(&backend(), 8);
-        let a = spawn("A", move || say(format!("the read returns {:?}", try_read(&disk, 0))));
-        let b = spawn("B", move || {
-            say("cancels A");
-            a.cancel();
-        });
-        while !b.is_finished() {
-            context.poll(false);
-        }
+        let a = spawn("A", move || tell(try_read(&disk, 0)));
+        let _b = spawn("B", move || a.cancel());
+        context.poll(false);
     });
 }

@@ -94,8 +94,10 @@ fn act(act: &Act, text: &str, files: &[SourceFile], questions: &[Question]) -> V
     let (heading, steps) = steps(&act.recording, files);
     let lanes: Vec<_> = act.recording.lanes.iter().map(|lane| &lane.name).collect();
     let asked = questions.iter().filter(|question| question.is_of(act));
-    let asked: Vec<_> =
-        asked.map(|question| question.resolve(act, &steps).unwrap_or_else(|lost| panic!("{lost}"))).collect();
+    let asked: Vec<_> = asked.map(|question| question.resolve(act, &steps)).collect();
+    let lost: Vec<_> = asked.iter().filter_map(|question| question.as_ref().err()).collect();
+    assert!(lost.is_empty(), "questions of {:?}: {lost:#?}", act.title);
+    let asked: Vec<_> = asked.into_iter().flatten().collect();
     let steps: Vec<_> = steps.iter().map(Step::json).collect();
     json!({
         "title": act.title, "text": text, "failure": act.failure, "said": act.said.trim(), "heading": heading,

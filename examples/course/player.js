@@ -8,7 +8,8 @@ function player(root, { act, files, id, begin, onstep, onend }) {
     Array(14).keys();
   const { element, say } = course;
   const steps = act.steps, questions = act.questions ?? [];
-  const names = (stack) => (stack >= 0 ? act.lanes[stack] : stack === -1 ? "main" : `thread ${-1 - stack}`);
+  const labels = [...act.heading.matchAll(/\S+(?: \S+)*/g)];
+  const names = (stack) => (stack >= 0 ? act.lanes[stack] : labels[-1 - stack][0]);
   const colour = (stack) => (stack >= 0 ? `var(--c${stack % 7})` : "var(--base)");
   let cursor = -1, reached = -1, asked = null, everything = course.kept("all rows") ?? false;
 
@@ -34,7 +35,7 @@ function player(root, { act, files, id, begin, onstep, onend }) {
   const pane = codePane(code, files);
 
   // The columns of the lanes: threads, coroutines, the kernel.
-  const columns = [...act.heading.matchAll(/\S+(?: \S+)*/g)].map((found, n) => ({
+  const columns = labels.map((found, n) => ({
     at: found.index, name: found[0],
     colour: n < act.threads ? "var(--base)" : n < act.threads + act.lanes.length ? colour(n - act.threads) : "var(--kernel)",
   }));
@@ -126,7 +127,7 @@ function player(root, { act, files, id, begin, onstep, onend }) {
     reveal(drawn[cursor]);
     end.hidden = reached < steps.length - 1;
     const towers = step[STACKS].map((frames) => frames.filter((frame) => typeof frame === "number").map(names));
-    say(`${step[NUMBER]}: ${step[WORDS]}. On the stack: ${["main", ...towers.flat()].join(", ")}. ${where.textContent}`);
+    say(`${step[NUMBER]}: ${step[WORDS]}. On the stack: ${[names(-1), ...towers.flat()].join(", ")}. ${where.textContent}`);
     onstep(step[NUMBER]);
   }
 

@@ -99,9 +99,12 @@ fn fitting<'a>(pattern: &str, text: &'a str) -> Option<&'a str> {
 }
 
 fn name(act: &Act, stack: i64) -> String {
-    usize::try_from(stack).map_or("main".into(), |lane| act.recording.lanes[lane].name.clone())
+    usize::try_from(stack).map_or(THREAD.into(), |lane| act.recording.lanes[lane].name.clone())
 }
 
+/// The name of the thread's own stack, as in the lanes.
+const THREAD: &str = "thread";
+
 fn names(act: &Act) -> Vec<String> {
-    ["main".into()].into_iter().chain(act.recording.lanes.iter().map(|lane| lane.name.clone())).collect()
+    [THREAD.into()].into_iter().chain(act.recording.lanes.iter().map(|lane| lane.name.clone())).collect()
 }

@@ -9,6 +9,7 @@
 
 use std::any::Any;
 use std::cell::Cell;
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::panic::{self, AssertUnwindSafe};
@@ -88,18 +89,20 @@ pub fn search_act(
     let trace = new_trace();
     let machine = machine.clone().trace(&trace);
     let (failure, about) = match found {
-        Ok(runs) => {
+        Ok(1) => {
             machine.run([0], f);
-            (None, format!("{runs} runs end well. Shown: seed 0.\n"))
+            (None, String::new())
+        }
+        Ok(runs) => {
+            // The harmless run: all choices are 0.
+            machine.tape("0").expect("a tape").run([0], f);
+            (None, format!("All {runs} runs do; this is one of them.\n"))
         }
         Err(found) => {
             let _same = machine.tape(&found.tape).expect("a tape of this machine").search([0], f);
-            let seed = found.seed.map_or("found by enumeration".into(), |seed| format!("seed {seed}"));
-            let about = format!(
-                "Run {}, {seed}. Its tape has {} choices other than 0:\n{}\n",
-                found.run, found.nonzero_choices, found.tape
-            );
-            (Some(found.shrunk_message), about)
+            let seed = found.seed.map_or(String::new(), |seed| format!(" with seed {seed}"));
+            let about = format!("Run {}{seed} fails. The tape:\n{}\n", found.run, found.tape);
+            (Some(found.shrunk_message.replace("the run ended with an error: ", "")), about)
         }
     };
     show(title, &trace.recording(), failure.as_deref());
@@ -108,7 +111,9 @@ pub fn search_act(
 
 fn new_trace() -> Trace {
     let trace = Trace::new(10_000);
-    if SINK.get().is_some() { trace.with_source() } else { trace }
+    // A page shows the source too.
+    let is_page = |argument: OsString| Path::new(&argument).extension().is_some_and(|extension| extension == "html");
+    if SINK.get().is_some() || std::env::args_os().any(is_page) { trace.with_source() } else { trace }
 }
 
 fn show(title: &str, recording: &Recording, failure: Option<&str>) {

@@ -9,6 +9,8 @@
 //!   a level     non-overlapping bars [begin, end, state, depth, label, coroutine]
 //! ```
 
+mod sources;
+
 use std::collections::HashMap;
 use std::fmt::{Display, Write};
 
@@ -16,10 +18,11 @@ use crate::trace::event::{CoroutineIndex, Event, Record, Recording, RequestState
 use crate::trace::render::json::Quoted;
 use crate::trace::render::text::{TextOptions, thread_label};
 use crate::trace::replay::{Frame, Replay, kept};
+use sources::{Lines, Names, Stack, files};
 
 const PAGE: &str = include_str!("html/page.html");
-const STYLE: &str = include_str!("html/page.css");
-const SCRIPT: &str = include_str!("html/page.js");
+const STYLE: &str = concat!(include_str!("html/page.css"), include_str!("html/code.css"));
+const SCRIPT: &str = concat!(include_str!("html/code.js"), include_str!("html/page.js"));
 
 /// The number of coroutines up to which each has a row of its own. Beyond it, a coroutine reuses
 /// the row of one that has ended.
@@ -28,7 +31,10 @@ const OWN_ROWS: usize = 48;
 const LEVELS: usize = 64;
 
 impl Recording {
-    /// Renders the recording as a self-contained HTML page.
+    /// Renders the recording as a self-contained HTML page. If the events
+    /// [have their lines](super::Trace::with_source), the page contains the source files that are
+    /// found, and shows at each event the lines at which the stacks stand. `#event=31` after the
+    /// page's address opens it at that event.
     ///
     /// # Control
     ///
@@ -155,6 +161,8 @@ struct Drawing<'a> {
     /// Event, in flight, pending; one entry per change.
     counts: Vec<usize>,
     violations: Vec<(usize, usize)>,
+    names: Names,
+    lines: Lines,
 }
 
 impl<'a> Drawing<'a> {
@@ -178,6 +186,8 @@ impl<'a> Drawing<'a> {
             events: Vec::new(),
             counts: vec![0, 0, 0],
             violations: Vec::new(),
+            names: Names::default(),
+            lines: Lines::default(),
         };
         for (at, record) in recording.records.iter().enumerate() {
             drawing.step(at, record);
@@ -199,6 +209,7 @@ impl<'a> Drawing<'a> {
     fn step(&mut self, at: usize, record: &Record) {
         let thread = record.thread;
         let actor = self.actor(thread);
+        let running = self.running(thread);
         let before = self.replay.stack(thread).to_vec();
         let misfit = self.replay.apply(record).err();
         let after = self.replay.stack(thread).to_vec();
@@ -229,6 +240,30 @@ impl<'a> Drawing<'a> {
         // The longer stack contains both the frames that ended and those that began.
         let stack = if after.len() < before.len() { before } else { after };
         self.event(record, actor, &stack);
+        self.stand(record, running, &stack);
+    }
+
+    fn running(&self, thread: usize) -> Stack {
+        self.replay.running(thread).map_or(Stack::Thread(thread), |lane| Stack::Coroutine(lane.0))
+    }
+
+    /// Notes where the stacks of this thread stand, that of the event first.
+    fn stand(&mut self, record: &Record, of_event: Stack, frames: &[Frame]) {
+        if let Some(line) = record.calls.first() {
+            let line = self.strings.place(self.names.line(line));
+            self.lines.set(of_event, line);
+            if let Event::Create(lane) = record.event {
+                self.lines.set(Stack::Coroutine(lane.0), line);
+            }
+        }
+        let mut stacks = vec![(Stack::Thread(record.thread), self.strings.place(thread_label(record.thread)), 0)];
+        for (depth, frame) in frames.iter().enumerate() {
+            if let Frame::Coroutine(lane) = frame {
+                stacks.push((Stack::Coroutine(lane.0), self.strings.place(self.recording.frame(*frame)), depth));
+            }
+        }
+        stacks.sort_by_key(|(stack, ..)| *stack != of_event);
+        self.lines.push(stacks.into_iter());
     }
 
     fn frame(&mut self, depth: usize, frame: Frame) -> Bar {
@@ -308,7 +343,10 @@ impl<'a> Drawing<'a> {
         };
         let kind = self.strings.place(kind);
         let words = self.strings.place(self.recording.describe(&record.event));
-        let source = record.at.map(|at| self.strings.place(format_args!("{}:{}", at.file(), at.line())));
+        let source = match (record.calls.first(), record.at) {
+            (Some(line), _) => Some(self.strings.place(self.names.line(line))),
+            (None, at) => at.map(|at| self.strings.place(format_args!("{}:{}", at.file(), at.line()))),
+        };
         let thread = self.strings.place(thread_label(record.thread));
         let frames = stack.iter().map(|frame| self.strings.place(self.recording.frame(*frame)));
         let chain: Vec<_> = [thread].into_iter().chain(frames).collect();
@@ -329,6 +367,11 @@ impl<'a> Drawing<'a> {
             let (label, levels) = (Quoted(&row.label), list(row.levels.iter().map(|level| list(&level.numbers))));
             rows.push(format!("\n{{\"kind\":\"{}\",\"label\":{label},\"levels\":{levels}}}", row.kind));
         }
+        let files = files(self.recording)
+            .into_iter()
+            .map(|(path, text)| format!("\n{{\"path\":{},\"text\":{}}}", Quoted(&path), Quoted(&text)));
+        let (lines, at) = self.lines.finish();
+        let lines = lines.iter().map(|list| self::list(list.iter().map(self::list)));
         let shown = self.recording.shown(TextOptions::default());
         let mut json = String::from("{");
         let _ = writeln!(json, "\"lost\":{},", self.recording.lost);
@@ -340,6 +383,9 @@ impl<'a> Drawing<'a> {
         let _ = writeln!(json, "\"events\":{},", list(&self.events));
         let _ = writeln!(json, "\"hidden\":{},", list((0..shown.len()).filter(|at| !shown[*at])));
         let _ = writeln!(json, "\"counts\":{},", list(&self.counts));
+        let _ = writeln!(json, "\"files\":{},", list(files));
+        let _ = writeln!(json, "\"lines\":{},", list(lines));
+        let _ = writeln!(json, "\"at\":{},", list(at));
         let violations = self.violations.iter().map(|(at, what)| format!("[{at},{what}]"));
         let _ = write!(json, "\"violations\":{}}}", list(violations));
         json
