@@ -129,7 +129,7 @@ fn browser_shows_the_code_of_a_linked_event() {
         assert_eq!(seen["wrong"], json!([]), "{seen}");
         let opened = json!([format!("event {}", event[0]), text(&event)]);
         assert!(seen["opened"] == opened && seen["again"] == opened, "{seen}");
-        assert!(seen["now"].as_str().unwrap().contains("read(&disk, 0);"), "{seen}");
+        assert!(seen["now"].as_str().unwrap().contains("disk.transfer(&"), "{seen}");
         assert_eq!(seen["labels"], json!(["A", "Y", "thread"]));
         assert!(seen["first"].as_str().unwrap().contains("coroutine(name"), "{seen}");
         assert_eq!(seen["named"], format!("#event={}", numbers[0]));
