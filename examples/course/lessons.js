@@ -4,6 +4,7 @@ const lessons = (() => {
   const list = course.data("lessons");
   const numbered = (at) => ({ lesson: at + 1 });
   const href = (values) => `#${new URLSearchParams(values)}`;
+  const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
   let playing = null, turn = () => {}, compared = null;
 
   const guesses = (lesson) => lesson.acts.flatMap((act, at) => act.questions.map((_, n) => `${lesson.id}/${at}:${n}`));
@@ -18,7 +19,7 @@ const lessons = (() => {
     list.forEach((lesson, at) => {
       const all = guesses(lesson).length, done = answered(lesson);
       cards.append(element("li", {}, element("a", { href: href(numbered(at)) }, element("b", {}, lesson.title),
-        element("p", {}, words(lesson.puzzle)), element("progress", { max: all || 1, value: done, "aria-label": "guesses made" }),
+        element("p", {}, words(capital(lesson.puzzle))), element("progress", { max: all || 1, value: done, "aria-label": "guesses made" }),
         element("small", {}, `${done} of ${all} guesses`))));
     });
     const off = element("input", { type: "checkbox", onchange: () => course.keep("no guesses", off.checked) });
@@ -36,8 +37,8 @@ const lessons = (() => {
     const intro = element("details", { class: "intro", open: at === 0 && values.event === undefined }, element("summary", {}, "What this is about"), paragraphs(lesson.text));
     if (lesson.text) main.append(intro);
     if (lesson.puzzle) {
-      main.append(element("div", { class: "puzzle" }, element("p", {}, element("b", {}, "Puzzle. "), words(lesson.puzzle)),
-        element("details", { class: "hint" }, element("summary", {}, "Hint"), element("p", {}, words(lesson.hint)))));
+      main.append(element("div", { class: "puzzle" }, element("p", {}, element("b", {}, "Puzzle. "), words(capital(lesson.puzzle))),
+        element("details", { class: "hint" }, element("summary", {}, "Hint"), element("p", {}, words(capital(lesson.hint))))));
     }
     main.append(element("ol", { class: "acts", "aria-label": "acts" }, ...lesson.acts.map((act, n) =>
       element("li", {}, element("a", { href: href({ ...place, act: n + 1 }), "aria-current": n === at && "true" }, `${n + 1}. ${act.title}`)))));

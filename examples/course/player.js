@@ -19,7 +19,7 @@ function player(root, { act, files, id, begin, onstep, onend }) {
   const stacks = element("section", { class: "stacks", "aria-label": "stacks" });
   const rows = element("ol", { class: "rows" });
   const lanes = element("section", { class: "lanes", tabindex: 0, "aria-label": "lanes" });
-  const end = element("section", { class: "end", hidden: true });
+  const end = element("section", { class: "seen", hidden: true });
   const button = (text, title, run, css = "") => element("button", { class: css, title, "aria-label": title, onclick: run }, text);
   const next = button("Next →", "next step (→)", () => it.forward(), "primary");
   const own = button("own ⇥", "next event of the same stack (n)", () => it.own());
@@ -43,7 +43,7 @@ function player(root, { act, files, id, begin, onstep, onend }) {
     const into = element("span", { class: css });
     for (const [place, char] of [...text].entries()) {
       const column = columns.findLast(({ at }) => at <= place);
-      const isOwn = css === "heading" || (column && column.at === place) || /\d/.test(char);
+      const isOwn = css === "heading" || /[●○■│┊▶◀▷◁×\d]/.test(char);
       const span = isOwn && char !== " " ? element("i", { style: `color:${column.colour}` }, char) : char;
       into.append(span);
     }
@@ -52,7 +52,7 @@ function player(root, { act, files, id, begin, onstep, onend }) {
   lanes.append(element("div", { class: "head", "aria-hidden": true }, element("span", { class: "number" }), painted(act.heading, "heading")), rows);
   lanes.style.setProperty("--wide", `${Math.max(act.heading.length, ...steps.map((step) => step[PICTURE].length)) + 2}ch`);
   const drawn = steps.map((step, place) => {
-    const row = element("li", { class: `row ${step[KIND]}`, onclick: () => show(place) },
+    const row = element("li", { class: `row ${step[KIND] === "violation" ? "broken" : ""}`, onclick: () => show(place) },
       element("span", { class: "number" }, step[NUMBER]), element("span", { class: "picture", "aria-hidden": true }, painted(step[PICTURE], "")),
       element("span", { class: "words", style: `padding-left:${step[INDENT] * 0.5}ch` }, step[WORDS], step[NOTE] && ` ${step[NOTE]}`));
     rows.append(row);
@@ -73,7 +73,7 @@ function player(root, { act, files, id, begin, onstep, onend }) {
       whole.forEach((frame, n) => {
         if (typeof frame !== "number") return tower.append(box("span", "", frame));
         const runs = n === top && step[RUNNING] === frame;
-        const state = runs ? (n === whole.length - 1 ? "runs" : "runs the loop or engine") : "waits for an enter to return";
+        const state = runs ? "runs" : "waits for an enter to return";
         tower.append(box(runs ? "runs" : "waits", `--mark:${colour(frame)}`, element("b", {}, names(frame)), ` ${state} `, element("small", {}, place(step, frame))));
       });
       return tower;
@@ -102,7 +102,7 @@ function player(root, { act, files, id, begin, onstep, onend }) {
 
   function reveal(row) {
     const head = lanes.firstElementChild.offsetHeight;
-    const top = row.offsetTop - lanes.offsetTop;
+    const top = row.offsetTop;
     if (top < lanes.scrollTop + head) lanes.scrollTop = top - head;
     else if (top + row.offsetHeight > lanes.scrollTop + lanes.clientHeight - 24) lanes.scrollTop = top + row.offsetHeight - lanes.clientHeight + 24;
   }

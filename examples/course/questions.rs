@@ -8,7 +8,7 @@
 //!   ask        the answer
 //!   says       what `*` stands for
 //!   next       who runs after the event
-//!   in_flight  the engine's counter after the event
+//!   in_flight  the engine's counter after the event; 0 before the engine has counted
 //!   yields     "yes" if the event is a yield, else "no"
 //!   outcome    "ends well" or "fails"; needs no event, and is asked before the second step
 //! ```
@@ -82,7 +82,7 @@ impl Question<'_> {
         let answer = match self.text("ask") {
             "says" => said,
             "next" => name(act, step.running),
-            "in_flight" => step.counters?[0].to_string(),
+            "in_flight" => step.counters.map_or(0, |counters| counters[0]).to_string(),
             "yields" => if step.kind == "yield" { "yes" } else { "no" }.into(),
             _ => return None,
         };

@@ -11,7 +11,7 @@ use coralio::coroutine::Coroutine;
 use coralio::engine::guards::Guards;
 use coralio::engine::scripted::{ScriptedBackend, Turn};
 
-use super::lesson::{self, Disk, poll_if_free, record};
+use super::lesson::{self, Disk, poll_if_free, record, say};
 use super::tree::{KERNEL, Run, Tree, mark};
 
 /// What the kernel of a level can do, apart from completing requests in any order.
@@ -227,6 +227,7 @@ struct SecondThread {
 
 impl SecondThread {
     fn start(context: AioContext) -> SecondThread {
+        say("starts a second thread"); // the first message in the log: this thread is in the first column
         let (polls, told) = channel();
         let (started, starts) = channel();
         let thread = thread::spawn(move || {

@@ -180,21 +180,6 @@ fn levels() -> Vec<Level> {
             ],
         },
         Level {
-            id: "short",
-            lesson: 0,
-            title: "The end of the file",
-            program: "A reads two blocks of 512 bytes. You may make one read short, on which the library ought to read the rest.",
-            goal: "Give A a part of a block without an error.",
-            hint: "A read may be short in the middle of a file too.",
-            why: "A short read was taken for the end of the file. Only a read of nothing is the end: the library must ask for the rest.",
-            versions: [
-                version("2022: short is the end", || {
-                    search(Powers { short: 1, ..powers(&["A"]) }, p::blocks::<p::TakenForTheEnd2022>)
-                }),
-                version("with the guard", || search(Powers { short: 1, ..powers(&["A"]) }, p::blocks::<AllGuards>)),
-            ],
-        },
-        Level {
             id: "saved",
             lesson: 14,
             title: "Saved",
@@ -231,6 +216,21 @@ fn levels() -> Vec<Level> {
             versions: [
                 version("without a checksum", || crash::search(crash::transfer_without_checksum)),
                 version("with a checksum", || crash::search(crash::transfer_with_checksum)),
+            ],
+        },
+        Level {
+            id: "short",
+            lesson: 0,
+            title: "The end of the file",
+            program: "A reads two blocks of 512 bytes. You may make one read short, on which the library ought to read the rest.",
+            goal: "Give A a part of a block without an error.",
+            hint: "A read may be short in the middle of a file too.",
+            why: "A short read was taken for the end of the file. Only a read of nothing is the end: the library must ask for the rest.",
+            versions: [
+                version("2022: short is the end", || {
+                    search(Powers { short: 1, ..powers(&["A"]) }, p::blocks::<p::TakenForTheEnd2022>)
+                }),
+                version("with the guard", || search(Powers { short: 1, ..powers(&["A"]) }, p::blocks::<AllGuards>)),
             ],
         },
     ]

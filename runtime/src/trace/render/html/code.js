@@ -58,7 +58,7 @@ function codePane(root, files) {
 
   // Scrolls this pane alone, if the line is not well in sight.
   function reveal(line) {
-    const top = line.offsetTop - body.offsetTop, room = body.clientHeight;
+    const top = line.offsetTop, room = body.clientHeight;
     if (top < body.scrollTop + 30 || top + line.offsetHeight > body.scrollTop + room - 30) body.scrollTop = top - room * 0.4;
   }
 

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
-use crate::trace::event::{Recording, SourceLine};
+use crate::trace::event::Recording;
+use crate::trace::source::SourceLine;
 
 /// The size above which a file is left out.
 const LARGEST: usize = 400_000;
