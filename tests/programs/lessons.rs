@@ -13,12 +13,12 @@ const LESSONS: usize = 16;
 const LONGEST: usize = 120;
 const REWRITE: &str = "cargo build --examples && CORALIO_REWRITE=1 cargo test --test programs";
 
-fn root() -> &'static Path {
+pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// Returns the lessons' names, in order.
-fn lessons() -> Vec<String> {
+pub(crate) fn lessons() -> Vec<String> {
     let folders = fs::read_dir(root().join("examples")).unwrap().map(|entry| entry.unwrap().file_name());
     let names = folders.filter_map(|name| name.into_string().ok());
     let mut lessons: Vec<_> = names.filter(|name| name.starts_with(|first: char| first.is_ascii_digit())).collect();
@@ -26,7 +26,7 @@ fn lessons() -> Vec<String> {
     lessons
 }
 
-fn program(name: &str) -> Command {
+pub(crate) fn program(name: &str) -> Command {
     Command::new(example(name))
 }
 
@@ -45,7 +45,7 @@ fn golden(path: &Path, now: &str) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}; {REWRITE} writes it", path.display()))
 }
 
-fn assert_same(path: &Path, now: &str) {
+pub(crate) fn assert_same(path: &Path, now: &str) {
     let before = golden(path, now);
     let differs = before.lines().zip(now.lines()).position(|(before, now)| before != now);
     let line = differs.unwrap_or(before.lines().count().min(now.lines().count()));
