@@ -6,7 +6,7 @@
   const BUG = 0, GUARD = 1;
 
   // What the reader has done at the level that is shown.
-  let level, side, path, hinted;
+  let level, side, path, hinted, sourceIsOpen = false;
 
   const version = () => level.versions[side];
   const rowsOf = (node) => node[0];
@@ -41,7 +41,7 @@
     const all = version().runs;
     const differ = all > ends ? ` ${ends} of them differ in what you see.` : "";
     if (side === GUARD && bad === 0) {
-      return `None of the ${all} possible runs reaches the goal: every one of them was made.${differ} You may walk in them all the same.`;
+      return `None of the ${all} possible runs reaches the goal; all were run.${differ} You may walk in them all the same.`;
     }
     return `${all} runs are possible.${differ} ${bad} ${bad === 1 ? "reaches" : "reach"} the goal.`;
   }
@@ -182,6 +182,8 @@
           ? element("a", { href: `#lesson=${level.lesson}` }, `lesson ${level.lesson}`)
           : element("a", { href: "#museum" }, "museum")),
         element("p", {}, level.program),
+        element("details", { open: sourceIsOpen, toggle: (event) => { sourceIsOpen = event.target.open; } },
+          element("summary", {}, "Its source"), element("pre", { tabindex: "0" }, level.source)),
         element("p", { class: "goal" }, element("strong", {}, "Goal: "), level.goal),
         tabs(),
         element("p", { class: side === GUARD ? "verdict guarded" : "verdict" }, verdict()),
