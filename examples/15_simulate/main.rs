@@ -25,7 +25,8 @@ use lesson::{durable_file, say, search_act};
 /// A way to write the data, and the mark.
 type Save = fn(&File) -> io::Result<()>;
 
-/// Saves, and loses power during it or afterwards. The mark must not be there without the data.
+/// Saves, and loses power during it or afterwards; from then on each request fails with errno 5
+/// (EIO). The mark must not be there without the data.
 fn save_and_crash(sim: &Sim, save: Save) -> io::Result<()> {
     let file = durable_file(sim, "file", "no mark.old data");
     sim.crash_during(|| save(&file));
@@ -71,7 +72,7 @@ pub fn main() {
 
     // So the search *shrinks* the tape: it removes choices and replaces them by 0 as long as the
     // run still fails. Each choice left is needed: at which step the power fails, and which sector
-    // survives. With the variable CORALIO_SIM_TAPE a test makes this run alone, for a debugger.
+    // survives. `0*15` stands for fifteen zeros. With the variable set, a test makes this run alone.
     try_seeds("The same, shrunk", &machine, 1000, sync_at_the_end);
 
     // The folklore of two syncs. Between the writes there is still none.

@@ -23,10 +23,10 @@ pub fn is_correct(save: Save) -> Judged {
         let saved = sim.crash_during(|| save(NEW)).is_some_and(|result| result.is_ok());
         say("power was lost, and is back");
         let found = sim.contents("dir/settings");
-        let text = found.as_deref().map(String::from_utf8_lossy);
+        let text = found.as_deref().map_or("no file".into(), |bytes| format!("{:?}", String::from_utf8_lossy(bytes)));
         assert!(
             found.as_deref() == Some(OLD) || found.as_deref() == Some(NEW),
-            "after the crash the contents are neither the old nor the new: {text:?}."
+            "after the crash the contents are neither the old nor the new: {text}."
         );
         assert!(!saved || found.as_deref() == Some(NEW), "`save` had returned, and the contents are the old ones.");
     })
