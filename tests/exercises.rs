@@ -179,15 +179,15 @@ fn exercise_10_log() {
 
 #[test]
 fn exercises_are_complete() {
-    // Checks that each exercise has holes and no other code of its solution, is in the README, and
-    // has at least two wrong solutions
+    // Checks that each exercise is in the README, and has a solution without holes and at least two
+    // wrong ones. Its own file may have been solved by a reader
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/exercises");
     let read = |path: &str| fs::read_to_string(folder.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
     let course = read("README.md");
     for (number, file) in (1..).zip(FILES) {
-        let (holes, wrong) = (read(file), read(&format!("wrong/{file}")));
-        assert!(holes.starts_with(&format!("//! Exercise {number}. ")), "{file}");
-        assert!(holes.contains("todo!(\"") && !read(&format!("solutions/{file}")).contains("todo!"), "{file}");
+        let (exercise, wrong) = (read(file), read(&format!("wrong/{file}")));
+        assert!(exercise.starts_with(&format!("//! Exercise {number}. ")), "{file}");
+        assert!(!read(&format!("solutions/{file}")).contains("todo!"), "{file}");
         assert!(wrong.lines().filter(|line| line.trim_start().starts_with("///")).count() >= 2, "{file}");
         assert!(course.contains(&format!("({file})")), "{file}");
     }

@@ -55,8 +55,15 @@ const course = (() => {
   const values = () => Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
   const hash = (values) => `#${new URLSearchParams(values)}`;
   const link = (values) => { location.hash = hash(values); };
+  // Not at each step of a series: browsers refuse too many changes.
+  let pending = 0;
   function replace(values) {
-    try { history.replaceState(null, "", hash(values)); } catch { /* some browsers refuse that for a file */ }
+    const before = location.hash;
+    clearTimeout(pending);
+    pending = setTimeout(() => {
+      if (location.hash !== before) return;
+      try { history.replaceState(null, "", hash(values)); } catch { /* some browsers refuse that for a file */ }
+    }, 200);
   }
 
   let memory = {};

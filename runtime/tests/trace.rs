@@ -95,7 +95,7 @@ fn log_tells_the_four_ways_of_waking_apart() {
 fn text_rows_are_numbered_in_sequence() {
     // X14: rows are numbered without gaps; with every event shown, a row has its event's number
     let recording = traced(|context| {
-        spawn(|| {});
+        drop(spawn(|| {}));
         context.poll(false);
     });
     let numbers = |text: &str| {

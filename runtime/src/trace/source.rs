@@ -19,7 +19,7 @@ pub struct SourceLine {
 
 /// The number of return addresses that are stored.
 const MOST: usize = 64;
-/// The crates whose code is not the program's own, besides those that cargo has downloaded.
+/// The crates whose code is not the program's own, besides downloaded crates.
 const LIBRARIES: [&str; 5] = ["coralio", "coralio_runtime", "std", "core", "alloc"];
 /// Part of the name of the function that calls a coroutine's own function.
 const BASE: &str = "__rust_begin_short_backtrace";

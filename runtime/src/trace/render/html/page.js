@@ -250,6 +250,7 @@
 
   // The source, if the page has it: the lines at which the stacks stand, that of the event first.
   $("code").hidden = !data.files.length;
+  document.body.classList.toggle("coded", data.files.length > 0);
   const pane = data.files.length ? codePane($("code"), data.files) : null;
   const fileOf = new Map(data.files.map((file, n) => [file.path, n]));
   function mark() {
@@ -260,10 +261,10 @@
   }
 
   // The page's address names the event, once the reader stays at one.
-  let named = 0;
+  let naming = 0;
   function name() {
-    clearTimeout(named);
-    named = setTimeout(() => {
+    clearTimeout(naming);
+    naming = setTimeout(() => {
       try { history.replaceState(null, "", `#event=${field(cursor, NUMBER)}`); } catch { /* not for this page */ }
     }, 300);
   }
