@@ -24,18 +24,18 @@ fn write(from: &Path) -> String {
     fs::read_to_string(file).unwrap()
 }
 
-fn page() -> &'static str {
+pub(crate) fn page() -> &'static str {
     static PAGE: OnceLock<String> = OnceLock::new();
     PAGE.get_or_init(|| write(root()))
 }
 
 /// Returns the data of a section.
-fn data(section: &str) -> Value {
+pub(crate) fn data(section: &str) -> Value {
     let (_, rest) = page().split_once(&format!("<script type=\"application/json\" id=\"data-{section}\">")).unwrap();
     serde_json::from_str(rest.split_once("</script>").unwrap().0).unwrap()
 }
 
-fn array(value: &Value) -> &[Value] {
+pub(crate) fn array(value: &Value) -> &[Value] {
     value.as_array().unwrap_or_else(|| panic!("no list: {value}"))
 }
 
