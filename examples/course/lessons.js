@@ -22,9 +22,14 @@ const lessons = (() => {
         element("p", {}, words(capital(lesson.puzzle))), element("progress", { max: all || 1, value: done, "aria-label": "guesses made" }),
         element("small", {}, `${done} of ${all} guesses`))));
     });
-    const off = element("input", { type: "checkbox", onchange: () => course.keep("no guesses", off.checked) });
-    off.checked = course.kept("no guesses") === true;
-    main.append(cards, element("p", {}, element("label", {}, off, " do not ask me to guess")));
+    const ask = element("input", { type: "checkbox", onchange: () => course.keep("no guesses", !ask.checked) });
+    ask.checked = course.kept("no guesses") !== true;
+    const forget = () => {
+      list.flatMap(guesses).forEach((key) => course.keep(key, undefined));
+      main.replaceChildren();
+      contents(main);
+    };
+    main.append(cards, element("p", {}, element("label", {}, ask, " ask me to guess"), " ", element("button", { onclick: forget }, "Forget my guesses")));
   }
 
   // Shows a lesson, or an exhibit, at an act. `place` is its address without act and event.
@@ -67,6 +72,10 @@ const lessons = (() => {
     n: [step("own"), "next event of the stack that runs"], w: [step("wake"), "next wake"],
     Home: [step("first"), "first step"], End: [step("last"), "last step"],
     ".": [() => turn(1), "next act"], ",": [() => turn(-1), "previous act"],
+    g: [() => {
+      course.keep("no guesses", course.kept("no guesses") !== true);
+      course.say(course.kept("no guesses") ? "No more questions" : "Questions are asked");
+    }, "ask questions, or not"],
     a: [step("all"), "show or hide the rows to come"], c: [() => compared && course.link(compared), "compare two acts"],
     ...Object.fromEntries([1, 2, 3, 4, 5, 6].map((n) => [`${n}`, [() => playing?.answer(n - 1), `answer ${n}`]])),
   };
