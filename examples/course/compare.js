@@ -8,8 +8,10 @@ course.view("compare", {
     const place = isExhibit ? { museum: number } : { lesson: number };
     const whole = isExhibit ? course.data("museum").exhibits[number - 1] : lessons.list[number - 1];
     if (!whole) return main.append(element("p", {}, "There is no such lesson."));
-    const acts = whole.acts, failing = Math.max(0, acts.findIndex((act) => act.failure));
-    const better = acts.findLastIndex((act) => !act.failure);
+    const acts = whole.acts, better = acts.findLastIndex((act) => !act.failure);
+    // The last act that ends well, and the last one before it that fails.
+    const before = acts.findLastIndex((act, n) => n < better && act.failure);
+    const failing = before >= 0 ? before : Math.max(0, acts.findIndex((act) => act.failure));
     const pick = (value, other) => { const at = Number(value) - 1; return acts[at] ? at : other; };
     const left = pick(values.left, failing), right = pick(values.right, better >= 0 && better !== failing ? better : acts.length - 1);
     const text = (step) => step[2], steps = [left, right].map((at) => acts[at].steps);

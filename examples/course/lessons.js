@@ -80,7 +80,9 @@ const lessons = (() => {
       const title = (at) => list[at].title;
       const next = at + 1 < list.length ? { values: numbered(at + 1), title: title(at + 1) } : { values: { museum: "" }, title: "the museum" };
       const before = at ? [{ values: numbered(at - 1), title: `← ${title(at - 1)}` }] : [];
-      show(main, lesson, numbered(at), values, { next, links: [...before, { values: next.values, title: `${next.title} →` }] });
+      const levels = course.data("levels").levels.filter((level) => level.lesson === at + 1);
+      const play = levels.map((level) => ({ values: { levels: level.id }, title: `You are the kernel: ${level.title}` }));
+      show(main, lesson, numbered(at), values, { next, links: [...before, ...play, { values: next.values, title: `${next.title} →` }] });
     },
   });
   return { list, show, keys, href, get playing() { return playing; }, stop() { [playing, compared, turn] = [null, null, () => {}]; } };

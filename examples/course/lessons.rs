@@ -11,6 +11,13 @@ pub(crate) struct SourceFile {
     pub(crate) text: &'static str,
 }
 
+impl SourceFile {
+    /// Returns whether this is the lessons' common module.
+    pub(crate) fn is_common(&self) -> bool {
+        self.path == "lesson/mod.rs"
+    }
+}
+
 /// A run, as the lesson shows it.
 pub(crate) struct Act {
     pub(crate) title: String,
@@ -80,7 +87,7 @@ lessons! {
     september_2016 "../09_september_2016/main.rs" ["../09_september_2016/schedule.rs"]
     the_fix "../10_the_fix/main.rs" ["../09_september_2016/schedule.rs"]
     nested_poll "../11_nested_poll/main.rs" []
-    two_threads "../12_two_threads/main.rs" []
+    two_threads "../12_two_threads/main.rs" ["../lesson/mod.rs"]
     plug "../13_plug/main.rs" []
     crash_and_sync "../14_crash_and_sync/main.rs" []
     simulate "../15_simulate/main.rs" []
@@ -109,6 +116,7 @@ pub(crate) fn museum_files() -> Vec<SourceFile> {
     vec![
         file("../museum/workloads.rs", include_str!("../museum/workloads.rs")),
         file("../09_september_2016/schedule.rs", include_str!("../09_september_2016/schedule.rs")),
+        file("../lesson/mod.rs", include_str!("../lesson/mod.rs")),
     ]
 }
 

@@ -67,13 +67,15 @@ function player(root, { act, files, id, begin, onstep, onend }) {
 
   function drawStacks(step) {
     const box = (css, style, ...text) => element("li", { class: `box ${css}`, style }, ...text);
+    // A thread's empty stack is shown only if the event is the thread's.
     const towers = step[STACKS].map((frames, thread) => {
+      if (!frames.length && step[RUNNING] !== -1 - thread && step[STACKS].length > 1) return "";
       const base = -1 - thread, whole = [base, ...frames], top = whole.findLastIndex((frame) => typeof frame === "number");
       const tower = element("ol", { class: "tower", "aria-label": `stack of ${names(base)}, from the bottom` });
       whole.forEach((frame, n) => {
         if (typeof frame !== "number") return tower.append(box("span", "", frame));
         const runs = n === top && step[RUNNING] === frame;
-        const state = runs ? "runs" : "waits for an enter to return";
+        const state = runs ? "runs" : n < top ? "waits for an enter to return" : "waits";
         tower.append(box(runs ? "runs" : "waits", `--mark:${colour(frame)}`, element("b", {}, names(frame)), ` ${state} `, element("small", {}, place(step, frame))));
       });
       return tower;

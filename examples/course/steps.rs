@@ -128,21 +128,26 @@ impl<'a> Follower<'a> {
         self.replay.running(thread).map_or(-1 - thread as i64, |lane| lane.0 as i64)
     }
 
-    /// Returns the first line on the stack that is in one of the files.
-    fn line(&self, record: &Record) -> Option<(usize, u32)> {
-        record.calls.iter().find_map(|call| {
-            let path = call.file.to_string_lossy();
-            let file = self
-                .files
-                .iter()
-                .position(|file| path.strip_suffix(file.path).is_some_and(|before| before.ends_with("examples/")))?;
-            Some((file, call.line))
-        })
+    /// Returns the innermost line on the stack that is in one of the files; one of the lessons'
+    /// common module only for a stack on which there is no other code.
+    fn line(&self, record: &Record, stack: i64) -> Option<(usize, u32)> {
+        let lines = |common: bool| {
+            record.calls.iter().find_map(|call| {
+                let path = call.file.to_string_lossy();
+                let is_it = |file: &SourceFile| {
+                    file.is_common() == common
+                        && path.strip_suffix(file.path).is_some_and(|before| before.ends_with("examples/"))
+                };
+                Some((self.files.iter().position(is_it)?, call.line))
+            })
+        };
+        let has_own = self.lines.get(&stack).is_some_and(|(file, _)| !self.files[*file].is_common());
+        lines(false).or_else(|| if has_own { None } else { lines(true) })
     }
 
     fn step(&mut self, record: &Record) -> Step {
         let actor = self.running(record.thread);
-        let line = self.line(record);
+        let line = self.line(record, actor);
         if let Some(line) = line {
             self.lines.insert(actor, line);
             if let Event::Create(lane) = record.event {

@@ -1,14 +1,10 @@
 //! "You are the kernel", the part of the course's page in which the reader decides: its trees of
 //! runs, and a reader in a browser who plays every level.
 
-use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
-use std::sync::OnceLock;
+use serde_json::{Value, json};
 
-use serde_json::Value;
-
-use crate::common::{Folder, example};
+use crate::browser::read;
+use crate::course::{array, data, page};
 
 /// A level as its lesson's number, its name, how its runs fail, and two trees, with the bug and with
 /// the guard: the number of runs, and of those that differ in what the reader sees.
@@ -33,30 +29,6 @@ const LEVELS: [Row; 12] = [
 /// The page may grow by this many bytes.
 const MAX_DATA: usize = 500_000;
 const MAX_LEAVES: u64 = 300;
-
-fn page() -> String {
-    let folder = Folder::new("course");
-    let file = folder.0.join("course.html");
-    let output = Command::new(example("course")).arg("--output").arg(&file).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    fs::read_to_string(file).unwrap()
-}
-
-/// Returns the page that the tests share.
-fn first_page() -> &'static str {
-    static PAGE: OnceLock<String> = OnceLock::new();
-    PAGE.get_or_init(page)
-}
-
-/// Returns the data of the levels as text.
-fn data(page: &str) -> &str {
-    let (_, rest) = page.split_once("<script type=\"application/json\" id=\"data-levels\">").unwrap();
-    rest.split_once("</script>").unwrap().0
-}
-
-fn array(value: &Value) -> &[Value] {
-    value.as_array().unwrap_or_else(|| panic!("no list: {value}"))
-}
 
 fn number(value: &Value) -> usize {
     value.as_u64().unwrap_or_else(|| panic!("no number: {value}")) as usize
@@ -95,11 +67,10 @@ fn walk(tree: &Value, texts: &[&str], end: &mut dyn FnMut(&[&str], &str, bool)) 
 #[test]
 fn each_level_can_be_won_and_its_guard_cannot() {
     // E17, H1-H4, H6, H7, H11: each level's tree has the level's failure and no other; with the guard
-    // the tree, which is complete, has none. The numbers of runs are known, and the same each time
-    let text = data(first_page());
-    assert_eq!(text, data(&page()), "the same data twice");
-    assert!(text.len() <= MAX_DATA, "{} bytes", text.len());
-    let data: Value = serde_json::from_str(text).unwrap();
+    // the tree, which is complete, has none. The numbers of runs are known
+    let data = data("levels");
+    let size = data.to_string().len();
+    assert!(size <= MAX_DATA, "{size} bytes");
     let texts: Vec<_> = array(&data["texts"]).iter().map(|text| text.as_str().unwrap()).collect();
     let levels = array(&data["levels"]);
     assert_eq!(levels.len(), LEVELS.len());
@@ -123,17 +94,9 @@ fn each_level_can_be_won_and_its_guard_cannot() {
     }
 }
 
-/// Runs before the page's own scripts and records their errors.
-const TRAP: &str = "<script>
-const wrong = [];
-addEventListener('error', (event) => wrong.push(event.message));
-console.error = (...words) => wrong.push(words.join(' '));
-</script>";
-
-/// Runs after them, and plays every level: finds the answers that lead to a failure, and gives them by
-/// mouse and by key in turn.
-const PLAYER: &str = "<script>
-{
+/// Plays every level: finds the answers that lead to a failure, and gives them by mouse and by key in
+/// turn.
+const PLAYER: &str = "
 const all = (what) => [...document.querySelectorAll(what)], one = (what) => document.querySelector(what);
 const later = () => new Promise((done) => setTimeout(done, 20));
 const key = (key) => (document.activeElement ?? document.body).dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }));
@@ -147,87 +110,47 @@ const wins = (nodes, at) => {
   }
   return null;
 };
-const seen = { levels: [], wrong };
-const player = async () => {
-  const { levels } = course.data('levels');
-  for (const level of levels) {
-    location.hash = `levels=${level.id}`;
-    await later();
-    const played = { id: level.id, title: one('.level h2').firstChild.textContent, goal: one('.goal').textContent.includes(level.goal) };
-    const path = wins(level.versions[0].nodes, 0);
-    path.forEach((answer, at) => (at % 2 ? key(String(answer + 1)) : all('.answer')[answer].click()));
-    played.won = one('.outcome.won')?.textContent ?? '';
-    played.tries = one('.tries').textContent;
-    played.ticked = one('.levels [aria-current]').textContent.endsWith('\\u2713');
-    played.said = one('#live').textContent.includes('Goal reached. ');
-    const rows = all('.lanes .row').length;
-    key('u'); played.undone = all('.answer').length > 1 && all('.lanes .row').length < rows;
-    key('h'); played.hint = one('.hint').textContent;
-    click('Restart'); played.again = all('.tools button')[0].disabled;
-    path.forEach((answer) => key(String(answer + 1)));
-    played.second = one('.tries').textContent;
-    click('Now with the guard');
-    played.guarded = one('.verdict').textContent;
-    played.tab = one('[role=tab][aria-selected=true]').textContent === level.versions[1].name;
-    one('.answer').focus();
-    for (let step = 0; all('.answer').length && step < 100; step++) key(String(1 + step % all('.answer').length));
-    played.well = one('.outcome').textContent;
-    played.wide = document.documentElement.scrollWidth - innerWidth;
-    played.focus = one('.play').contains(document.activeElement) || one('.tools').contains(document.activeElement);
-    seen.levels.push(played);
-  }
-  seen.labels = all('main button, main a').every((it) => it.textContent.trim() !== '');
-  location.hash = 'levels=september&guard'; await later();
-  seen.link = one('[role=tab][aria-selected=true]').textContent;
-  one('[role=tab][aria-selected=true]').dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowLeft', bubbles: true }));
-  seen.arrow = one('[role=tab][aria-selected=true]').textContent;
-};
-player().catch((error) => wrong.push(String(error.stack))).finally(() => parent.postMessage([...new TextEncoder().encode(JSON.stringify(seen))].map((byte) => byte.toString(16).padStart(2, '0')).join(''), '*'));
+seen.levels = [];
+for (const level of course.data('levels').levels) {
+  location.hash = `levels=${level.id}`;
+  await later();
+  const played = { id: level.id, title: one('.level h2').firstChild.textContent, goal: one('.goal').textContent.includes(level.goal) };
+  const path = wins(level.versions[0].nodes, 0);
+  path.forEach((answer, at) => (at % 2 ? key(String(answer + 1)) : all('.answer')[answer].click()));
+  played.won = one('.outcome.won')?.textContent ?? '';
+  played.tries = one('.tries').textContent;
+  played.ticked = one('.levels [aria-current]').textContent.endsWith('\\u2713');
+  played.said = one('#live').textContent.includes('Goal reached. ');
+  const rows = all('.lanes .row').length;
+  key('u'); played.undone = all('.answer').length > 1 && all('.lanes .row').length < rows;
+  key('h'); played.hint = one('.hint').textContent;
+  click('Restart'); played.again = all('.tools button')[0].disabled;
+  path.forEach((answer) => key(String(answer + 1)));
+  played.second = one('.tries').textContent;
+  click('Now with the guard');
+  played.guarded = one('.verdict').textContent;
+  played.tab = one('[role=tab][aria-selected=true]').textContent === level.versions[1].name;
+  one('.answer').focus();
+  for (let step = 0; all('.answer').length && step < 100; step++) key(String(1 + step % all('.answer').length));
+  played.well = one('.outcome').textContent;
+  played.wide = document.documentElement.scrollWidth - innerWidth;
+  played.focus = one('.play').contains(document.activeElement) || one('.tools').contains(document.activeElement);
+  seen.levels.push(played);
 }
-</script></body>";
-
-/// The window around the page. The observations are in hexadecimal, which a dump of the page leaves
-/// unchanged.
-const WINDOW: &str = "<!DOCTYPE html><pre id='seen'></pre>
-<script>addEventListener('message', (event) => document.getElementById('seen').textContent = event.data);</script>
-<iframe src='played.html' style='border:0; width:WIDEpx; height:740px'></iframe>";
-
-fn browser() -> Option<&'static str> {
-    let works = |name: &&str| Command::new(name).arg("--version").output().is_ok_and(|output| output.status.success());
-    ["chromium", "chromium-browser", "google-chrome"].into_iter().find(works)
-}
-
-/// Lets the player play in a window `wide` pixels wide. Returns what it has seen.
-fn play(browser: &str, page: &str, wide: u32, folder: &Folder) -> Value {
-    let page = page.replacen("<style>", &format!("{TRAP}<style>"), 1);
-    let (before, after) = page.rsplit_once("</body>").unwrap();
-    fs::write(folder.0.join("played.html"), format!("{before}{PLAYER}{after}")).unwrap();
-    let window: PathBuf = folder.0.join("window.html");
-    fs::write(&window, WINDOW.replace("WIDE", &wide.to_string())).unwrap();
-    let output = Command::new(browser)
-        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"])
-        .args(["--virtual-time-budget=20000", "--window-size=1400,800", "--dump-dom"])
-        .arg(format!("--user-data-dir={}", folder.0.join("profile").display()))
-        .arg(format!("file://{}", window.display()))
-        .output()
-        .unwrap();
-    let dom = String::from_utf8(output.stdout).unwrap();
-    let told = dom.split_once("<pre id=\"seen\">").and_then(|(_, rest)| rest.split_once("</pre>"));
-    let (told, _) =
-        told.filter(|(told, _)| !told.is_empty()).unwrap_or_else(|| panic!("the player did not get to the end: {dom}"));
-    let byte = |at| u8::from_str_radix(&told[at..at + 2], 16).unwrap();
-    serde_json::from_slice(&(0..told.len()).step_by(2).map(byte).collect::<Vec<_>>()).unwrap()
-}
+seen.labels = all('main button, main a').every((it) => it.textContent.trim() !== '');
+location.hash = 'levels=september&guard'; await later();
+seen.link = one('[role=tab][aria-selected=true]').textContent;
+one('[role=tab][aria-selected=true]').dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowLeft', bubbles: true }));
+seen.arrow = one('[role=tab][aria-selected=true]').textContent;
+";
 
 #[test]
 fn browser_plays_each_level_to_its_goal() {
     // E17: by mouse and keys, each level is played to its goal, and with the guard the page says that no
     // run reaches it; nothing is wider than the window
-    let Some(browser) = browser() else { return eprintln!("skipped: no chromium") };
-    let folder = Folder::new("player");
     for wide in [1280, 360] {
-        let seen = play(browser, first_page(), wide, &folder);
-        assert_eq!(seen["wrong"], serde_json::json!([]), "{seen}");
+        let Some(seen) = read(page(), "#levels", wide, "", PLAYER) else { return };
+        assert_eq!(seen["wrong"], json!([]), "{seen}");
         let levels = array(&seen["levels"]);
         assert_eq!(levels.len(), LEVELS.len());
         for (played, (_, id, failure, [_, [runs, ..]])) in levels.iter().zip(LEVELS) {

@@ -114,8 +114,8 @@ seen.wide = document.documentElement.scrollWidth - innerWidth;
 
 #[test]
 fn browser_shows_the_code_of_a_linked_event() {
-    // X14: the page of a program's trace opens at the linked event, and marks its line and those of the
-    // stacks below it
+    // X14: the page of a program's trace opens at the linked event, and marks its line and that of the
+    // stack below it
     let folder = Folder::new("linked");
     program("09_september_2016").arg("--trace").arg(folder.0.join("h2.html")).output().unwrap();
     let page = fs::read_to_string(folder.0.join("h2-2.html")).unwrap();
@@ -130,8 +130,8 @@ fn browser_shows_the_code_of_a_linked_event() {
         let opened = json!([format!("event {}", event[0]), text(&event)]);
         assert!(seen["opened"] == opened && seen["again"] == opened, "{seen}");
         assert!(seen["now"].as_str().unwrap().contains("disk.transfer(&"), "{seen}");
-        assert_eq!(seen["labels"], json!(["A", "Y", "thread"]));
-        assert!(seen["first"].as_str().unwrap().contains("coroutine(name"), "{seen}");
+        assert_eq!(seen["labels"], json!(["A", "Y"]));
+        assert!(seen["first"].as_str().unwrap().contains("Coroutine::builder()"), "{seen}");
         assert_eq!(seen["named"], format!("#event={}", numbers[0]));
         assert!(seen["wide"].as_i64().unwrap() <= 0, "{seen}");
     }

@@ -1,20 +1,21 @@
 //! The log itself: a ring of the most recent events. Coroutines and requests are numbered when the
 //! log is read.
 
+mod reader;
+
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
 use crate::sys::{Clock, in_child};
-use crate::trace::event::{
-    CoroutineIndex, CoroutineInfo, Event, Record, Recording, RequestState, Span, WaitKind, Wake,
-};
+use crate::trace::event::{CoroutineIndex, Event, Recording, RequestState, Span, WaitKind, Wake};
 use crate::trace::source::{Resolver, addresses};
+use reader::Reader;
 
 /// A handle to an event log. Contexts write to the log that they are
 /// [created](crate::ContextBuilder::trace) with.
@@ -312,69 +313,4 @@ fn thread() -> u32 {
     }
     // All threads whose thread-locals are destroyed share the last number.
     NUMBER.try_with(|&number| number).unwrap_or(u32::MAX)
-}
-
-/// Numbers coroutines, threads and requests in order of first appearance, and puts all times on one
-/// scale.
-struct Reader<'a> {
-    recording: Recording,
-    names: HashMap<Id, &'a str>,
-    lanes: HashMap<Id, CoroutineIndex>,
-    threads: HashMap<u32, usize>,
-    requests: HashMap<(usize, u64), u64>,
-    /// For each context, the number of nanoseconds by which its times are shifted.
-    shifts: HashMap<usize, u64>,
-    /// The time of the previous event.
-    last: u64,
-}
-
-impl Reader<'_> {
-    fn lane(&mut self, id: Id, context: usize) -> CoroutineIndex {
-        let (names, lanes) = (&self.names, &mut self.recording.lanes);
-        *self.lanes.entry(id).or_insert_with(|| {
-            let next = CoroutineIndex(lanes.len());
-            let name = names.get(&id).map_or_else(|| format!("#{}", next.0), |name| (*name).to_string());
-            lanes.push(CoroutineInfo { name, context, created_at: None });
-            next
-        })
-    }
-
-    /// Returns the time of an event. A virtual clock starts at 0: the times of a context with a new
-    /// one continue those of the events before it.
-    fn time(&mut self, context: usize, time: u64) -> u64 {
-        let last = self.last;
-        let shift = *self.shifts.entry(context).or_insert_with(|| last.saturating_sub(time));
-        self.last = last.max(time.saturating_add(shift));
-        self.last
-    }
-
-    fn read(&mut self, number: u64, raw: &Raw) {
-        let &Raw { id, at, .. } = raw;
-        let context = raw.context as usize;
-        let time = Duration::from_nanos(self.time(context, raw.time));
-        let threads = self.threads.len();
-        let thread = *self.threads.entry(raw.thread).or_insert(threads);
-        let mut event = raw.event.clone();
-        match &mut event {
-            Event::Create(lane) => {
-                *lane = self.lane(id, context);
-                self.recording.lanes[lane.0].created_at = at;
-            }
-            Event::Enter { lane, .. } | Event::Yield { lane, .. } | Event::End(lane) | Event::Wake { lane, .. } => {
-                *lane = self.lane(id, context);
-            }
-            Event::Request { request, .. } => {
-                let requests = self.requests.len() as u64;
-                *request = *self.requests.entry((context, *request)).or_insert(requests);
-            }
-            Event::Begin(_)
-            | Event::Finish(_)
-            | Event::Counters { .. }
-            | Event::Acquire
-            | Event::Release
-            | Event::Violation(_)
-            | Event::Mark(_) => {}
-        }
-        self.recording.records.push(Record { number, time, thread, context, event, at, calls: Vec::new() });
-    }
 }

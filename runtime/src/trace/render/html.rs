@@ -9,6 +9,7 @@
 //!   a level     non-overlapping bars [begin, end, state, depth, label, coroutine]
 //! ```
 
+mod rows;
 mod sources;
 
 use std::collections::HashMap;
@@ -18,17 +19,12 @@ use crate::trace::event::{CoroutineIndex, Event, Record, Recording, RequestState
 use crate::trace::render::json::Quoted;
 use crate::trace::render::text::{TextOptions, thread_label};
 use crate::trace::replay::{Frame, Replay, kept};
+use rows::{Bar, Row, State, arrange};
 use sources::{Lines, Names, Stack, files};
 
 const PAGE: &str = include_str!("html/page.html");
 const STYLE: &str = concat!(include_str!("html/page.css"), include_str!("html/code.css"));
 const SCRIPT: &str = concat!(include_str!("html/code.js"), include_str!("html/page.js"));
-
-/// The number of coroutines up to which each has a row of its own. Beyond it, a coroutine reuses
-/// the row of one that has ended.
-const OWN_ROWS: usize = 48;
-/// The number of frames of a thread, and of concurrent requests, that are drawn.
-const LEVELS: usize = 64;
 
 impl Recording {
     /// Renders the recording as a self-contained HTML page. If the events
@@ -65,69 +61,6 @@ impl Recording {
             rest = after;
         }
         page + rest
-    }
-}
-
-/// The state that a bar shows. The page's script uses the same numbers.
-#[derive(Clone, Copy, PartialEq)]
-enum State {
-    Suspended = 1,
-    OnStack = 2,
-    Runs = 3,
-    Kernel = 4,
-    Frame = 5,
-    Pending = 6,
-    InFlight = 7,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-struct Bar {
-    state: State,
-    depth: usize,
-    label: Option<usize>,
-    lane: Option<CoroutineIndex>,
-}
-
-/// Consecutive bars.
-#[derive(Default)]
-struct Level {
-    open: Option<(usize, Bar)>,
-    numbers: Vec<i64>,
-}
-
-impl Level {
-    /// Starts a bar at event `at`.
-    fn set(&mut self, at: usize, bar: Option<Bar>) {
-        if self.open.map(|(_, open)| open) == bar {
-            return;
-        }
-        if let Some((begin, open)) = self.open.take().filter(|(begin, _)| *begin < at) {
-            let or_none = |number: Option<usize>| number.map_or(-1, |number| number as i64);
-            let (label, lane) = (or_none(open.label), or_none(open.lane.map(|lane| lane.0)));
-            self.numbers.extend([begin as i64, at as i64, open.state as i64, open.depth as i64, label, lane]);
-        }
-        self.open = bar.map(|bar| (at, bar));
-    }
-}
-
-struct Row {
-    kind: &'static str,
-    label: String,
-    levels: Vec<Level>,
-}
-
-impl Row {
-    fn new(kind: &'static str, label: impl Into<String>) -> Row {
-        Row { kind, label: label.into(), levels: Vec::new() }
-    }
-
-    fn set(&mut self, level: usize, at: usize, bar: Option<Bar>) {
-        if level < LEVELS {
-            if self.levels.len() <= level {
-                self.levels.resize_with(level + 1, Level::default);
-            }
-            self.levels[level].set(at, bar);
-        }
     }
 }
 
@@ -398,34 +331,4 @@ fn list(items: impl IntoIterator<Item = impl Display>) -> String {
         let _ = write!(text, "{}{item}", if n > 0 { "," } else { "" });
     }
     text + "]"
-}
-
-/// Assigns a row to each coroutine and returns the rows' labels; a shared row has no label.
-fn arrange(recording: &Recording) -> (Vec<usize>, Vec<String>) {
-    let lanes = recording.lanes.len();
-    if lanes <= OWN_ROWS {
-        return ((0..lanes).collect(), recording.lanes.iter().map(|lane| lane.name.clone()).collect());
-    }
-    let mut places = vec![None; lanes];
-    let (mut free, mut rows) = (Vec::new(), 0);
-    for record in &recording.records {
-        let (Event::Create(lane)
-        | Event::Enter { lane, .. }
-        | Event::Yield { lane, .. }
-        | Event::End(lane)
-        | Event::Wake { lane, .. }) = record.event
-        else {
-            continue;
-        };
-        let place = *places[lane.0].get_or_insert_with(|| {
-            free.pop().unwrap_or_else(|| {
-                rows += 1;
-                rows - 1
-            })
-        });
-        if matches!(record.event, Event::End(_)) {
-            free.push(place);
-        }
-    }
-    (places.into_iter().map(Option::unwrap_or_default).collect(), vec![String::new(); rows])
 }
