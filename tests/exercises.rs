@@ -74,6 +74,7 @@ fn refuses(judged: Judged, why: &str) {
     let refusal = judged.expect_err(why);
     assert!(refusal.failure.contains(why), "expected {why:?}: {}\n{}", refusal.failure, refusal.picture);
     assert!(refusal.picture.contains("enters main") && !refusal.tape.is_empty(), "{}", refusal.picture);
+    assert!(refusal.log.contains("CRASH") || !why.contains("crash"), "{}", refusal.log);
     println!("{} rows, {}", refusal.picture.lines().count(), refusal.failure);
 }
 

@@ -79,12 +79,13 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn report(number: usize, file: &str, Refusal { failure, picture, tape }: &Refusal) -> String {
+fn report(number: usize, file: &str, Refusal { failure, picture, log, tape }: &Refusal) -> String {
     if failure.starts_with(judge::HOLE) {
         return format!("{file}: {failure}\n");
     }
+    let log = if log.contains("request ") { format!("The kernel's log:\n{log}\n") } else { String::new() };
     format!(
-        "{picture}\n{file}: {failure}\n\nTo repeat this run alone:\n\
+        "{picture}\n{log}{file}: {failure}\n\nTo repeat this run alone:\n\
          CORALIO_SIM_TAPE='{tape}' cargo run --example exercises -- {number}\n"
     )
 }

@@ -101,8 +101,10 @@ pub fn search_act(
         Err(found) => {
             let _same = machine.tape(&found.tape).expect("a tape of this machine").search([0], f);
             let seed = found.seed.map_or(String::new(), |seed| format!(" with seed {seed}"));
+            let crash = found.log.lines().find(|line| line.contains("CRASH")).unwrap_or_default().trim_start();
             let about = format!(
-                "Run {}{seed}. To repeat it, a test would print:\nreproduce: CORALIO_SIM_TAPE='{}' cargo test ..\n",
+                "Run {}{seed}. From its log:\n{crash}\nTo repeat it, a test would print:\n\
+                 reproduce: CORALIO_SIM_TAPE='{}' cargo test ..\n",
                 found.run, found.tape
             );
             (Some(found.shrunk_message.replace("the run ended with an error: ", "")), about)

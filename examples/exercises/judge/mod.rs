@@ -34,6 +34,8 @@ pub struct Refusal {
     pub failure: String,
     /// The shrunk run, as text lanes.
     pub picture: String,
+    /// The simulated kernel's log of the same run: its requests by file, changes of names, crashes.
+    pub log: String,
     /// The shrunk run's choices, which repeat it.
     pub tape: String,
 }
@@ -59,7 +61,12 @@ fn judge_on(machine: &Simulation, run: impl Fn(&Sim)) -> Judged {
         FIRST_PANIC.take();
         let _same = again.search([0], run);
         let message = FIRST_PANIC.take().unwrap_or(failure.shrunk_message);
-        Refusal { failure: in_plain_words(&message), picture: trace.recording().text(), tape: failure.tape }
+        Refusal {
+            failure: in_plain_words(&message),
+            picture: trace.recording().text(),
+            log: failure.log,
+            tape: failure.tape,
+        }
     })
 }
 

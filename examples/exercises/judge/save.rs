@@ -20,7 +20,13 @@ pub fn is_correct(save: Save) -> Judged {
     let machine = Simulation::new().faults(Faults::none()).sector_size(8);
     judge_on(&machine, |sim: &Sim| {
         prepare().expect("the machine has no faults");
-        let saved = sim.crash_during(|| save(NEW)).is_some_and(|result| result.is_ok());
+        say("the old contents are durable; calls `save`");
+        let saved = sim.crash_during(|| {
+            let saved = save(NEW);
+            say(if saved.is_ok() { "`save` has returned Ok" } else { "`save` has returned an error" });
+            saved
+        });
+        let saved = saved.is_some_and(|result| result.is_ok());
         say("power was lost, and is back");
         let found = sim.contents("dir/settings");
         let text = found.as_deref().map_or("no file".into(), |bytes| format!("{:?}", String::from_utf8_lossy(bytes)));
