@@ -14,6 +14,8 @@
 
 // Messages go through `report`.
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
+// Each lesson is a program with the common module as a part.
+#![allow(clippy::duplicate_mod)]
 
 mod lessons;
 #[allow(unreachable_pub)]
@@ -51,11 +53,11 @@ fn main() -> ExitCode {
     }
     // A closed output is no error.
     let _ = writeln!(io::stdout(), "{}", file.display());
-    if options.open {
-        if let Err(error) = Command::new("xdg-open").arg(&file).status() {
-            report(format_args!("cannot run xdg-open: {error}"));
-            return ExitCode::FAILURE;
-        }
+    if options.open
+        && let Err(error) = Command::new("xdg-open").arg(&file).status()
+    {
+        report(format_args!("cannot run xdg-open: {error}"));
+        return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
 }
