@@ -7,10 +7,10 @@
 //! Puzzle: B adds 1, 2 and 3 to a sum, and yields before each number but the first. A enters B, and
 //! looks at the sum when `enter` returns. What does A see?
 //!
-//! Hint: `enter` can return for two reasons.
+//! Hint: what can B do to make `enter` return?
 
 #[path = "../lesson/mod.rs"]
-mod lesson;
+pub mod lesson;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -50,9 +50,9 @@ fn ask(title: &str, enter: fn(Coroutine)) {
     });
 }
 
-fn main() {
+pub fn main() {
     // B has yielded, not ended. A continues after its call of `enter`; B is still in the middle of
-    // its sum. (The last two rows: the context ends, and unwinds B so that its destructors run.)
+    // its sum. (The last three rows: the context ends, and unwinds B so that its destructors run.)
     ask("The puzzle: A enters B", |b| b.enter());
 
     // The number of yields is B's implementation detail. Code that relies on it breaks when B

@@ -7,10 +7,10 @@
 //! Puzzle: A hands a job to a helper, which calls A back when the job is done, by entering A. When
 //! does that work?
 //!
-//! Hint: the helper may finish immediately, while A is still handing over the job.
+//! Hint: where is A at the moment when it is called back?
 
 #[path = "../lesson/mod.rs"]
-mod lesson;
+pub mod lesson;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -63,11 +63,12 @@ fn hand_over(title: &str, helper: Helper, call_back: CallBack) {
     });
 }
 
-fn main() {
+pub fn main() {
     // A has yielded by then, and waits for this enter.
     hand_over("A helper that finishes later works", Helper::Later, |a| a.enter());
 
-    // A is running, and enters itself. (The panic unwinds A: it ends, but not successfully.)
+    // A is running, and enters itself. The panic unwinds A: this is not how a coroutine ends that
+    // has done its work.
     hand_over("The puzzle: a function that finishes immediately, and enters A", Helper::Function, |a| a.enter());
 
     // The obvious guard: A must not enter itself.
@@ -82,7 +83,6 @@ fn main() {
     hand_over("Where that fails: the helper is a coroutine", Helper::Coroutine, unless_it_runs);
 
     // The right condition is "entered", not "current". A needs no enter to learn the result: it
-    // checks `is_done` before it yields. (In the picture `enter_unless_entered` that enters nothing
-    // is drawn as a wake. Waking is lesson 4.)
+    // checks `is_done` before it yields.
     hand_over("The fix: enter A unless A is entered", Helper::Coroutine, |a| _ = a.enter_unless_entered());
 }

@@ -15,7 +15,7 @@
 //! Hint: which of the three cases is it?
 
 #[path = "../lesson/mod.rs"]
-mod lesson;
+pub mod lesson;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -59,7 +59,7 @@ fn a_makes_b_write(title: &str, how: fn(Coroutine, &Cell<u32>)) {
     });
 }
 
-fn main() {
+pub fn main() {
     act("No coroutine is running: B runs immediately", |_context| {
         let (b, letters) = writer();
         b.wake();
@@ -75,7 +75,8 @@ fn main() {
     a_makes_b_write("A fix that fails: A schedules B", |b, _| b.schedule().expect("once"));
 
     // To let others run, yield; in a loop that checks the condition, since (as in lesson 1) the
-    // number of yields that B needs is B's implementation detail.
+    // number of yields that B needs is B's implementation detail. A's turn comes in the loop's next
+    // iteration.
     a_makes_b_write("The fix: A wakes B, and yields until B has written", |b, letters| {
         b.wake();
         while letters.get() == 0 {

@@ -9,7 +9,7 @@
 //! Hint: there is no data race, and the compiler has no objection.
 
 #[path = "../lesson/mod.rs"]
-mod lesson;
+pub mod lesson;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -42,7 +42,7 @@ fn three(title: &str, add: impl Fn(&Cell<u32>) + Clone + 'static) {
     });
 }
 
-fn main() {
+pub fn main() {
     three("The puzzle: no lock", add_one);
 
     // When A is done, B and C have both checked the flag already, and neither checks it again. A
@@ -60,11 +60,14 @@ fn main() {
     });
 
     // `while` instead of `if` would be correct, but would keep the loop busy. A CoMutex queues its
-    // waiters and passes ownership on release: B owns the lock from the moment A wakes it, when A
-    // drops its guard. Taking a free lock has no row.
+    // waiters and passes ownership on release: when A drops its guard it wakes B, and from that
+    // moment B owns the lock, although it runs later. No other coroutine can take it in between.
     let lock = Rc::new(CoMutex::new(()));
     three("The fix: a CoMutex", move |number| {
-        let _guard = lock.lock();
+        let guard = lock.lock();
+        say("owns the lock");
         add_one(number);
+        say("drops its guard");
+        drop(guard);
     });
 }

@@ -10,10 +10,10 @@
 //! Puzzle: A reads from a slow disk. Impatient code enters A again before the read is done. The
 //! buffer, on A's stack, is not filled yet. What does A do?
 //!
-//! Hint: an enter does not tell A why it was entered.
+//! Hint: what does A know when its yield returns?
 
 #[path = "../lesson/mod.rs"]
-mod lesson;
+pub mod lesson;
 
 use coralio::context::AioContext;
 use coralio::coroutine::Coroutine;
@@ -31,7 +31,7 @@ fn one_read(title: &str, then: fn(&AioContext, Coroutine)) {
     });
 }
 
-fn main() {
+pub fn main() {
     // A checks whether its request is done, and yields again. A coroutine may be entered for any
     // reason, so every wait is a loop, and no code sees a buffer that is not filled.
     one_read("The puzzle: A is entered again", |_context, a| {
@@ -51,7 +51,7 @@ fn main() {
 
     lesson::print(
         "\nThe last rows of 1 and 2: the context ends and unwinds A. Unwinding first waits for the read to complete:\n\
-         no stack frame is freed while the kernel has a buffer in it. A dot alone in a row of \"wakes A\" is A itself:\n\
-         an entered coroutine is left alone.\n",
+         no stack frame is freed while the kernel has a buffer in it. That completion comes while A is entered, so A is\n\
+         left alone (the cross beside its dot): it is about to check for the result itself.\n",
     );
 }

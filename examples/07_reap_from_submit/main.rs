@@ -7,10 +7,10 @@
 //! from the disk, so that others can run meanwhile. With a slow disk that works. And with a fast
 //! one?
 //!
-//! Hint: does A have a reason to yield?
+//! Hint: what makes a call yield?
 
 #[path = "../lesson/mod.rs"]
-mod lesson;
+pub mod lesson;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -20,14 +20,15 @@ use coralio::yield_now;
 
 use lesson::{Disk, act, attach, backend, coroutine, read, run_loop, say};
 
-/// Runs A, which reads until there is a letter, at most three times.
+/// Runs A, which reads until there is a letter, at most three times, and then B, in one iteration
+/// of the loop. With a queue depth of 1 each request is a full batch, and submitted immediately.
 fn wait_for_letter(title: &str, disk_is_fast: bool, before_each_read: fn(Coroutine)) {
     act(title, |context| {
         let backend = backend();
         if disk_is_fast {
             (0..3).for_each(|number| backend.complete_on_submit(number, number));
         }
-        let disk: Disk = attach(&backend, 8);
+        let disk: Disk = attach(&backend, 1);
         let letter = Rc::new(Cell::new(false));
         let b = coroutine("B", {
             let letter = Rc::clone(&letter);
@@ -47,25 +48,25 @@ fn wait_for_letter(title: &str, disk_is_fast: bool, before_each_read: fn(Corouti
                 }
             }
         });
+        a.schedule().expect("once");
         b.schedule().expect("once");
-        a.enter();
         run_loop(context, &[a, b]);
         assert!(reads.get() < 3, "A has read three times, and B has not run");
     });
 }
 
-fn main() {
+pub fn main() {
     wait_for_letter("With a slow disk", false, |_b| {});
 
     // Each read is done when A first checks for it, so A does not yield, and B waits until A gives
-    // up. (Outside the loop nothing bounds this. In an iteration requests gather, and only a full
-    // batch is submitted immediately: after 16 such submits the next read yields to the loop.)
+    // up. The engine limits this: after 16 immediate submits in an iteration, the next read waits
+    // for the iteration's end. (Outside an iteration there is no limit.)
     wait_for_letter("The puzzle: with a fast disk", true, |_b| {});
 
     // B was ready before. A ready coroutine still needs a yield of A to run.
     wait_for_letter("A fix that fails: A wakes B first", true, |b| b.wake());
 
-    // A call that may yield need not. To let others run, call `yield_now`. (A then continues in the
-    // loop's iteration, so its read gathers until the iteration's end, and A yields there too.)
+    // A call that may yield need not. To let others run, call `yield_now`. A continues in the next
+    // iteration; its read does not yield there either.
     wait_for_letter("The fix: A calls yield_now", true, |_b| yield_now());
 }

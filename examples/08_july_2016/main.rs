@@ -14,7 +14,7 @@
 //! does to the waiting coroutine.
 
 #[path = "../lesson/mod.rs"]
-mod lesson;
+pub mod lesson;
 
 use coralio::engine::guards::{Guards, WakeGuard};
 
@@ -65,20 +65,20 @@ fn read_once<G: Guards>(title: &str, speed: Speed, names: &[&'static str]) {
     });
 }
 
-fn main() {
+pub fn main() {
     read_once::<July2016>("Before July: with a slow disk, the loop reaps", Speed::Slow, &["A"]);
 
     // A is running, reaps its own completion, and enters itself.
     read_once::<July2016>("The puzzle: with a fast disk, A reaps", Speed::Fast, &["A"]);
 
-    // In an iteration of the loop requests gather, and the loop submits at its end, while no
-    // coroutine is entered. But a full batch is submitted immediately, by the coroutine that fills
-    // it. A batch is as large as the queue depth, here two (`attach`): B fills it, reaps A's
-    // request, which works, and then its own. (`loop` in the chain is the frame of the iteration.)
+    // In an iteration of the loop requests gather, and the loop submits them at its end, on its own
+    // stack. But a full batch is submitted immediately, by the coroutine that fills it. A batch is
+    // as large as the queue depth, here two (`attach`): B fills it, reaps A's request, which works,
+    // and then its own. (`loop` in the chain is the frame of the iteration.)
     read_once::<July2016>("A fix that fails: let requests gather, so that the loop submits", Speed::Fast, &["A", "B"]);
 
-    // The fix made in July: compare with the current coroutine. (A skipped enter is drawn as a wake
-    // that is "left alone".) Is it enough? See lesson 9.
+    // The fix made in July: compare with the current coroutine. A is left alone; it is within its
+    // own read, and finds the result there. Is it enough? See lesson 9.
     read_once::<NotTheCurrent>("The fix: do not enter the current coroutine", Speed::Fast, &["A"]);
     read_once::<NotTheCurrent>("The same fix, two coroutines", Speed::Fast, &["A", "B"]);
 }

@@ -6,7 +6,7 @@ use coralio::context::AioContext;
 use coralio::engine::guards::Guards;
 use coralio::sync::CoMutex;
 
-use crate::lesson::{Disk, attach, backend, coroutine, read, run_loop};
+use super::lesson::{Disk, attach, backend, coroutine, read, run_loop, say};
 
 /// Runs A, whose read completes before submit returns.
 pub fn a_alone<G: Guards>(_context: &AioContext) {
@@ -28,8 +28,14 @@ pub fn three_and_a_lock<G: Guards>(context: &AioContext) {
     let reader = |name, lock: Option<Rc<CoMutex<()>>>| {
         let disk = disk.clone();
         coroutine(name, move || {
-            let _guard = lock.as_deref().map(CoMutex::lock);
+            let guard = lock.as_deref().map(CoMutex::lock);
+            if guard.is_some() {
+                say("owns the lock");
+            }
             read(&disk, 0);
+            if guard.is_some() {
+                say("drops its guard");
+            }
         })
     };
     let lock = Rc::new(CoMutex::new(()));

@@ -6,12 +6,12 @@
 //!
 //! Puzzle: the completion has come and gone. How does A learn that its request is done?
 //!
-//! Hint: nothing tells it. When must A check?
+//! Hint: A is entered, so it continues after its submit. What comes next in its code?
 //!
 //! The first four acts use a toy: one request, whose result is a number in a cell.
 
 #[path = "../lesson/mod.rs"]
-mod lesson;
+pub mod lesson;
 
 #[path = "../09_september_2016/schedule.rs"]
 mod schedule;
@@ -56,7 +56,7 @@ fn one_request(title: &str, at_once: bool, wait: fn(&Result)) {
     });
 }
 
-fn main() {
+pub fn main() {
     one_request("The puzzle: A yields until it is woken", true, |_result| suspend());
 
     // Checking before the yield finds a completion that came while A was entered. But A may also be

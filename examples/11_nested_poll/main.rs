@@ -4,11 +4,10 @@
 //! code does that where it cannot yield, in a destructor for instance. The outer iteration is
 //! suspended in the middle of its work meanwhile, and the nested one must not miss that work.
 //!
-//! A running loop counts as no coroutine, even on the stack of A (so the loop's reap runs a woken
-//! coroutine immediately, on top of A), but A stays entered.
+//! A running loop counts as no coroutine, even on the stack of A: so its reap runs a woken
+//! coroutine immediately, on top of A. But A stays entered.
 //!
-//! In 2014 a reap took all completions off the ring into a private batch. In the field, programs
-//! hung: they slept for a completion that the outer reap held.
+//! In 2014 a reap took all completions off the ring into a private batch. Programs hung.
 //!
 //! Puzzle: A and B read. Both requests are done when the loop checks the ring. It takes both
 //! completions off the ring, and enters A, which polls until B's read is done. When is that?
@@ -16,13 +15,13 @@
 //! Hint: where is B's completion?
 
 #[path = "../lesson/mod.rs"]
-mod lesson;
+pub mod lesson;
 
 use std::cell::Cell;
 use std::panic::resume_unwind;
 use std::rc::Rc;
 
-use coralio::engine::guards::{AllGuards, Guards, RingCursor};
+use coralio::engine::guards::{AllGuards, Guards, InFlightDecrement, RingCursor};
 
 use lesson::{Disk, act, attach, backend, read, say, spawn};
 
@@ -34,10 +33,18 @@ unsafe impl Guards for Batch2014 {
     const RING_CURSOR: RingCursor = RingCursor::PerReap;
 }
 
+/// Never in use: a reap decrements `in_flight` after the wake.
+struct CountsLate;
+
+// SAFETY: as above.
+unsafe impl Guards for CountsLate {
+    const IN_FLIGHT_DECREMENT: InFlightDecrement = InFlightDecrement::AfterWaking;
+}
+
 /// Runs A, which reads, then polls until B has read, at most three times.
-fn poll_for_b<G: Guards>(title: &str, blocking: bool) {
+fn poll_for_b<G: Guards>(title: &str, depth: u32, blocking: bool) {
     act(title, |context| {
-        let disk: Disk<G> = attach(&backend(), 8);
+        let disk: Disk<G> = attach(&backend(), depth);
         let b_has_read = Rc::new(Cell::new(false));
         let a = spawn("A", {
             let (disk, b_has_read, context) = (disk.clone(), Rc::clone(&b_has_read), context.clone());
@@ -59,24 +66,36 @@ fn poll_for_b<G: Guards>(title: &str, blocking: bool) {
         while !(a.is_finished() && b.is_finished()) {
             context.poll(true);
         }
-        a.join().unwrap_or_else(|payload| resume_unwind(payload));
-        b.join().unwrap_or_else(|payload| resume_unwind(payload));
+        _ = [a, b].map(|one| one.join().unwrap_or_else(|payload| resume_unwind(payload)));
     });
 }
 
-fn main() {
-    // B's completion is in the batch on the loop's stack, below A. The nested poll sleeps for an
-    // event that has already occurred; on a real disk, forever. (The scripted backend reports it.)
-    poll_for_b::<Batch2014>("The puzzle: the loop takes both completions off the ring", true);
+pub fn main() {
+    // B's completion is in the batch, in a local variable of the outer reap, below A on the stack
+    // (drawn after the acts). The nested poll sleeps for an event that has already occurred: in the
+    // field forever. (The scripted backend reports it.)
+    poll_for_b::<Batch2014>("The puzzle: the loop takes both completions off the ring", 8, true);
 
     // Not sleeping ends the hang, but no number of iterations reaches the batch.
-    poll_for_b::<Batch2014>("A fix that fails: A's polls do not block", false);
+    poll_for_b::<Batch2014>("A fix that fails: A's polls do not block", 8, false);
 
     // A reap takes one completion, decrements `in_flight`, advances the ring's cursor, and only
     // then wakes a coroutine. The rest stays on the ring, where a nested reap finds it. Back from
     // the wake, the reap reads the ring again: it keeps no copy and no position of its own.
-    //
-    // Why `in_flight` first? The woken coroutine may poll: with a stale count, a queue of depth 1
-    // would look full, and its next request would wait for a completion that was processed already.
-    poll_for_b::<AllGuards>("The fix: one completion at a time, and a shared cursor", true);
+    poll_for_b::<AllGuards>("The fix: one completion at a time, and a shared cursor", 8, true);
+
+    // Why is `in_flight` decremented before the wake? At depth 1, B's request is pending until A's
+    // is done. If the count is still 1 when A polls, the queue looks full: B's request is not
+    // submitted, and A sleeps for a completion that was processed already.
+    poll_for_b::<CountsLate>("Where the order matters: depth 1, in_flight decremented after the wake", 1, true);
+    poll_for_b::<AllGuards>("Depth 1, in_flight decremented before the wake", 1, true);
+
+    lesson::print(
+        "\nThe stack at the end of act 1, top first:\n\n\
+         \u{20}   sleep        waits for the ring, which is empty\n\
+         \u{20}   iteration    nested, called by A\n\
+         \u{20}   A            polls until B has read\n\
+         \u{20}   reap         in its batch: B's completion\n\
+         \u{20}   iteration    called by the program\n",
+    );
 }

@@ -5,19 +5,19 @@
 //! the loop holds during an iteration.
 //!
 //! In 2018 submit reaped without taking that lock. In the field, the engine's count of requests in
-//! flight was seen at 4294967280. That is 2^32 - 16: both threads had counted sixteen completions.
+//! flight was seen at 4294967280, which is 2^32 - 16, and requests completed twice.
 //!
 //! Puzzle: three completions are on the ring, and the home thread has just read the first one. Now
 //! another thread polls, and takes the lock, as it must. What is `in_flight` in the end?
 //!
-//! Hint: which thread does the lock exclude?
+//! Hint: from what does a lock protect a thread that does not take it?
 
 #[path = "../lesson/mod.rs"]
-mod lesson;
+pub mod lesson;
 
 use coralio::engine::guards::{AllGuards, Guards};
 
-use lesson::{Disk, act, attach, backend, coroutine, meet_another_thread, poll_if_free, read, run_loop};
+use lesson::{Disk, act, attach, backend, coroutine, meet_another_thread, poll_if_free, read, run_loop, say};
 
 /// As of 2018: submit reaps without the lock.
 struct Unlocked2018;
@@ -46,16 +46,33 @@ fn three_reads<G: Guards>(title: &str, other_thread: bool) {
     });
 }
 
-fn main() {
+pub fn main() {
     three_reads::<Unlocked2018>("One thread: no lock needed", false);
 
-    // The other thread takes all three completions off the ring. The home thread then counts the
-    // one that it had read a second time: 0 - 1. (In the field there was no check, the reap had
-    // read sixteen completions at once, and all sixteen were counted twice.) The lock helps only if
-    // both threads take it. `C ends` here: the panic unwinds it. Taking the lock has no row.
+    // The home thread reaps without the lock. The other one takes the lock, and all three
+    // completions off the ring. The home thread then counts the one that it had read a second time:
+    // 0 - 1. The lock helps only if both threads take it.
     three_reads::<Unlocked2018>("The puzzle, and a fix that fails: only one of two threads takes the lock", true);
 
     // Every reap holds the lock from reading a completion to advancing the cursor. The other
     // thread's attempt to take it fails, and it does not poll.
     three_reads::<AllGuards>("The fix: both threads take the lock", true);
+
+    sixteen_at_a_time();
+}
+
+/// Does the arithmetic of 2018, without an engine. Why sixteen, and not one? A reap read all the
+/// completions that were on the ring, here sixteen, before it counted them; and it did not check
+/// the subtraction. Today each completion is counted by itself, and a count below zero panics.
+fn sixteen_at_a_time() {
+    act("How in_flight came to 4294967280", |_context| {
+        let in_flight = 16_u32;
+        let (home, other) = (16, 16);
+        say("both threads have read the same sixteen completions");
+        let in_flight = in_flight.wrapping_sub(other);
+        say(format!("the other thread subtracts them: {in_flight}"));
+        let in_flight = in_flight.wrapping_sub(home);
+        say(format!("the home thread subtracts them: {in_flight}"));
+        assert!(in_flight == 0, "in_flight is {in_flight}, with nothing in flight");
+    });
 }

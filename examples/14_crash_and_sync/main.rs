@@ -11,39 +11,43 @@
 //! Hint: where is the data when the write returns?
 
 #[path = "../lesson/mod.rs"]
-mod lesson;
+pub mod lesson;
 
 use std::io;
 
 use coralio::File;
 use coralio::simulate::Sim;
 
-use lesson::{say, simulated_act};
+use lesson::{durable_file, say, simulated_act, spawn};
 
 fn write(file: &File) -> io::Result<()> {
     say("writes new");
     file.write_at(b"new", 0).map(drop)
 }
 
-/// Saves by `save`, and loses power.
+/// Runs a program that saves by `save`, and loses power.
 ///
-/// The closure runs in the simulation's coroutine `main`, which survives the crash: it stands for
-/// the program before it, and for the user who reads the file afterwards. The crash has no row.
+/// The program is a coroutine, which has ended when the power fails. The simulation's own coroutine
+/// `main` is not part of the machine that crashes: it is the user, who reads the file afterwards.
 fn save_and_crash(title: &str, save: fn(&File) -> io::Result<()>) {
     simulated_act(title, |sim: &Sim| {
-        let file = sim.create("file", 3);
-        sim.corrupt("file", 0, b"old"); // sets the old contents, durably
-        save(&file).map_err(|error| error.to_string())?;
-        say("tells the user: saved");
+        let file = durable_file(sim, "file", "old");
+        let program = spawn("program", move || {
+            save(&file)?;
+            say("tells the user: saved");
+            io::Result::Ok(())
+        });
+        program.join().expect("it does not panic").map_err(|error| error.to_string())?;
+        say("POWER FAILURE");
         sim.crash();
-        say("power was lost, and is back");
+        say("power is back");
         let found = String::from_utf8(sim.contents("file").expect("creating it was durable")).expect("old or new");
         say(format!("the file contains {found}"));
         if found == "new" { Ok(()) } else { Err(format!("the user was told \"saved\", and the file contains {found}")) }
     });
 }
 
-fn main() {
+pub fn main() {
     // A write returns when the kernel has the data. The disk may not have it yet.
     save_and_crash("The puzzle: write", write);
 

@@ -9,6 +9,7 @@
 
 use std::any::Any;
 use std::cell::Cell;
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::panic::{self, AssertUnwindSafe};
@@ -17,19 +18,35 @@ use std::process;
 use std::sync::Arc;
 use std::thread;
 
-use coralio::JoinHandle;
 use coralio::context::AioContext;
 use coralio::coroutine::Coroutine;
 use coralio::engine::Engine;
 use coralio::engine::guards::{AllGuards, Guards};
 use coralio::engine::scripted::ScriptedBackend;
 use coralio::engine::{Opcode, Operation};
-use coralio::simulate::{Faults, Sim, Simulation};
+use coralio::simulate::{Failure, Faults, Sim, Simulation};
 use coralio::trace::{Recording, TextOptions, Trace};
+use coralio::{File, JoinHandle};
 use coralio_runtime::report;
 
 /// An engine on a scripted backend.
 pub type Disk<G = AllGuards> = Arc<Engine<ScriptedBackend, G>>;
+
+/// Takes what a lesson shows, in place of standard output; `examples/course` makes a page of it.
+#[derive(Clone, Copy)]
+pub struct Sink {
+    /// Takes an act: its title, its events with their source lines, and its failure.
+    pub act: fn(&str, &Recording, Option<&str>),
+    /// Takes a text besides the acts.
+    pub text: fn(&str),
+}
+
+thread_local!(static SINK: Cell<Option<Sink>> = const { Cell::new(None) });
+
+/// Sends to `sink` what this thread shows from now on.
+pub fn send_to(sink: Sink) {
+    SINK.set(Some(sink));
+}
 
 /// Runs `f` on this thread's own stack, in a context whose loop runs when `f` polls, and prints the
 /// picture and the outcome.
@@ -52,12 +69,62 @@ pub fn simulated_act(title: &str, f: impl Fn(&Sim) -> Result<(), String>) {
     let machine = Simulation::new().faults(Faults::none());
     let failing = (0..100).find(|&seed| run(seed, machine.clone()).is_some());
     let seed = failing.unwrap_or(0);
-    let trace = Trace::new(10_000);
+    let trace = new_trace();
     let failure = run(seed, machine.trace(&trace));
-    show(&format!("{title} (seed {seed})"), &trace.recording(), failure.as_deref());
+    let which = if failing.is_some() { ", the first that fails" } else { "" };
+    show(&format!("{title} (seed {seed}{which})"), &trace.recording(), failure.as_deref());
+    if failing.is_none() {
+        print("So do the other 99 seeds.\n");
+    }
+}
+
+/// Prints the outcome of a search among simulated runs: the failing run, with its tape, or the
+/// first one.
+pub fn search_act(
+    title: &str,
+    machine: &Simulation,
+    found: Result<u64, Box<Failure>>,
+    f: impl Fn(&Sim) -> io::Result<()>,
+) {
+    let trace = new_trace();
+    let machine = machine.clone().trace(&trace);
+    let (failure, about) = match found {
+        Ok(1) => {
+            machine.run([0], f);
+            (None, String::new())
+        }
+        Ok(runs) => {
+            // The harmless run: all choices are 0.
+            machine.tape("0").expect("a tape").run([0], f);
+            (None, format!("All {runs} runs do; this is one of them.\n"))
+        }
+        Err(found) => {
+            let _same = machine.tape(&found.tape).expect("a tape of this machine").search([0], f);
+            let seed = found.seed.map_or(String::new(), |seed| format!(" with seed {seed}"));
+            let crash = found.log.lines().find(|line| line.contains("CRASH")).unwrap_or_default().trim_start();
+            let about = format!(
+                "Run {}{seed}. From its log:\n{crash}\nTo repeat it, a test would print:\n\
+                 reproduce: CORALIO_SIM_TAPE='{}' cargo test ..\n",
+                found.run, found.tape
+            );
+            (Some(found.shrunk_message.replace("the run ended with an error: ", "")), about)
+        }
+    };
+    show(title, &trace.recording(), failure.as_deref());
+    print(&about);
+}
+
+fn new_trace() -> Trace {
+    let trace = Trace::new(10_000);
+    // A page shows the source too.
+    let is_page = |argument: OsString| Path::new(&argument).extension().is_some_and(|extension| extension == "html");
+    if SINK.get().is_some() || std::env::args_os().any(is_page) { trace.with_source() } else { trace }
 }
 
 fn show(title: &str, recording: &Recording, failure: Option<&str>) {
+    if let Some(sink) = SINK.get() {
+        return (sink.act)(title, recording, failure);
+    }
     thread_local!(static ACTS: Cell<u32> = const { Cell::new(0) });
     let act = ACTS.get() + 1;
     ACTS.set(act);
@@ -89,6 +156,9 @@ pub fn scene(heading: &str, picture: &str, failure: Option<&str>) -> String {
 
 /// Prints to standard output. Exits without an error if its reader is gone, as with `| head`.
 pub fn print(text: &str) {
+    if let Some(sink) = SINK.get() {
+        return (sink.text)(text);
+    }
     if io::stdout().write_all(text.as_bytes()).is_err() {
         process::exit(0);
     }
@@ -96,7 +166,7 @@ pub fn print(text: &str) {
 
 /// Runs `f` in a context. Returns the event log, and the message if `f` panicked.
 pub fn record(f: impl FnOnce(&AioContext)) -> (Recording, Option<String>) {
-    let trace = Trace::new(10_000);
+    let trace = new_trace();
     let builder = AioContext::builder().trace(&trace).report_deadlocks_after(None).report_unwound(false);
     // Lanes and outcome show the panic already. A panic in a destructor would abort the process:
     // exit instead, to leave no core file.
@@ -154,7 +224,21 @@ pub fn say(what: impl Display) {
 /// Creates a coroutine that runs `f` when first entered.
 #[track_caller]
 pub fn coroutine(name: &'static str, f: impl FnOnce() + 'static) -> Coroutine {
-    Coroutine::builder().name(name).create(f).expect("memory for a stack")
+    Coroutine::builder().name(name).create(|| told(f)).expect("memory for a stack")
+}
+
+/// Runs `f`. Records a message if it unwinds: because of a panic, or because its context ends.
+fn told<T>(f: impl FnOnce() -> T) -> T {
+    struct Unwinding;
+    impl Drop for Unwinding {
+        fn drop(&mut self) {
+            if thread::panicking() {
+                say("unwinds");
+            }
+        }
+    }
+    let _unwinding = Unwinding;
+    f()
 }
 
 /// Creates a kernel with a disk of 4 KiB. By default, requests complete when the loop sleeps.
@@ -183,10 +267,26 @@ pub fn try_read<G: Guards>(disk: &Disk<G>, offset: u64) -> io::Result<usize> {
     unsafe { disk.transfer(&Operation { opcode: Opcode::Read, fd: 0, addr, len, offset }) }
 }
 
+/// Writes 512 zero bytes from a buffer on the calling coroutine's stack.
+pub fn try_write<G: Guards>(disk: &Disk<G>, offset: u64) -> io::Result<usize> {
+    let buffer = [0; 512];
+    let (addr, len) = (buffer.as_ptr() as u64, buffer.len() as u64);
+    // SAFETY: the buffer is a local, alive until `transfer` returns or unwinds.
+    unsafe { disk.transfer(&Operation { opcode: Opcode::Write, fd: 0, addr, len, offset }) }
+}
+
+/// Does the same as [`try_read`] with a buffer that is never freed, for an engine that may return
+/// while the kernel still has it.
+pub fn try_read_leaked<G: Guards>(disk: &Disk<G>, offset: u64) -> io::Result<usize> {
+    let addr = Box::leak(Box::new([0_u8; 512])).as_mut_ptr() as u64;
+    // SAFETY: leaked memory is valid forever, and no reference to it exists.
+    unsafe { disk.transfer(&Operation { opcode: Opcode::Read, fd: 0, addr, len: 512, offset }) }
+}
+
 /// Creates a coroutine that the loop's next iteration enters. The join handle returns its panic.
 #[track_caller]
 pub fn spawn<T: 'static>(name: &'static str, f: impl FnOnce() -> T + 'static) -> JoinHandle<T> {
-    Coroutine::builder().name(name).spawn(f).expect("memory for a stack")
+    Coroutine::builder().name(name).spawn(|| told(f)).expect("memory for a stack")
 }
 
 /// Runs the loop until all coroutines have ended.
@@ -196,19 +296,30 @@ pub fn run_loop(context: &AioContext, all: &[Coroutine]) {
     }
 }
 
+/// Creates a file whose name and contents are durable.
+pub fn durable_file(sim: &Sim, name: &str, contents: &str) -> File {
+    let file = sim.create(name, contents.len() as u64);
+    // Changes the disk itself, without a request.
+    sim.corrupt(name, 0, contents.as_bytes());
+    file
+}
+
 /// Makes another thread run `meanwhile` when this thread has read the next completion and not yet
 /// counted it. This thread waits meanwhile, so the order is deterministic.
 pub fn meet_another_thread(backend: &ScriptedBackend, context: &AioContext, meanwhile: fn(&AioContext)) {
     let context = context.clone();
     backend.on_next_peek(move || {
+        say("has read the first completion, and not counted it yet");
         thread::spawn(move || meanwhile(&context)).join().expect("it does not panic");
     });
 }
 
 /// Polls if the context's lock is free.
 pub fn poll_if_free(context: &AioContext) {
-    let Some(_guard) = context.try_acquire() else {
-        return context.tracer().expect("acts are traced").mark("\"cannot take the lock: does not poll\"");
-    };
-    context.poll(false);
+    let guard = context.try_acquire();
+    let what = if guard.is_some() { "takes the lock: polls" } else { "cannot take the lock: does not poll" };
+    context.tracer().expect("acts are traced").mark(format!("\"{what}\""));
+    if guard.is_some() {
+        context.poll(false);
+    }
 }

@@ -12,11 +12,11 @@
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
 #[path = "../lesson/mod.rs"]
-mod lesson;
+pub mod lesson;
 #[path = "../09_september_2016/schedule.rs"]
 mod schedule;
-mod versions;
-mod workloads;
+pub mod versions;
+pub mod workloads;
 
 use std::env;
 use std::io;
@@ -98,13 +98,13 @@ fn exhibit<'a>(versions: &'a [Version], wanted: &str) -> Result<&'a Version, Str
 }
 
 /// The result of a version in a workload.
-struct Outcome {
-    recording: Recording,
+pub struct Outcome {
+    pub recording: Recording,
     /// The description of the failure, if it failed.
-    failure: Option<String>,
+    pub failure: Option<String>,
 }
 
-fn run(workload: &Workload) -> Outcome {
+pub fn run(workload: &Workload) -> Outcome {
     let (recording, mut failure) = record(workload.run);
     let nested = nested_submits(&recording);
     if nested > 3 {

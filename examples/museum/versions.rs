@@ -8,7 +8,7 @@ use coralio::engine::guards::{
     WakeGuard,
 };
 
-use crate::workloads::{WORKLOADS, Workload};
+use super::workloads::{WORKLOADS, Workload};
 
 /// A version of the engine.
 pub struct Version {
@@ -43,7 +43,7 @@ macro_rules! versions {
         )*
         /// Returns all versions in the order of their rules.
         pub fn versions() -> Vec<Version> {
-            vec![$(Version { rule: $rule, when: $when, what: $what, bane: $bane, workloads: crate::workloads::all::<$name>() }),*]
+            vec![$(Version { rule: $rule, when: $when, what: $what, bane: $bane, workloads: super::workloads::all::<$name>() }),*]
         }
     };
 }
@@ -84,6 +84,6 @@ pub fn today() -> Version {
         when: "today",
         what: "all guards in",
         bane: "",
-        workloads: crate::workloads::all::<AllGuards>(),
+        workloads: super::workloads::all::<AllGuards>(),
     }
 }

@@ -17,8 +17,8 @@ use coralio::engine::scripted::ScriptedBackend;
 use coralio::engine::{Opcode, Operation};
 use coralio::{File, JoinHandle};
 
-use crate::lesson::{Disk, attach, backend, coroutine, meet_another_thread, poll_if_free, read, say, spawn, try_read};
-use crate::schedule::{a_alone, three_and_a_lock};
+use super::lesson::{Disk, attach, backend, coroutine, meet_another_thread, poll_if_free, read, say, spawn, try_read};
+use super::schedule::{a_alone, three_and_a_lock};
 
 /// The number of workloads.
 pub const WORKLOADS: usize = 12;

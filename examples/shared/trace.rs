@@ -28,6 +28,9 @@ impl TraceOption {
     ) -> Result<T, String> {
         let Some(file) = &self.file else { return builder.run(work).map_err(refused).flatten() };
         let trace = Trace::new(EVENTS);
+        // A page shows the source too.
+        let trace =
+            if Format::of(file).is_ok_and(|format| format == Format::Html) { trace.with_source() } else { trace };
         let result = builder.trace(&trace).run(work).map_err(refused).flatten();
         let recording = trace.recording();
         let message = match recording.write(file) {

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!   Trace::new(capacity)           one log, for one context or several
+//!     .with_source()               each event has the lines of the program that led to it
 //!   ContextBuilder::trace(&t)      the context writes its events to `t`; a disabled trace costs one load
 //!   t.recording()                  a copy of the log with names resolved: a Recording
 //!     .check()                     checks that control transfers nest and that each request lives once
@@ -22,9 +23,12 @@ mod event;
 mod log;
 mod render;
 mod replay;
+mod source;
 
 pub use event::{CoroutineIndex, CoroutineInfo, Event, Record, Recording, RequestState, Span, WaitKind, Wake};
 pub(crate) use log::Id;
 pub use log::{SpanGuard, Trace, Tracer};
 pub use render::{Format, TextOptions};
 pub use replay::{Frame, Replay, Violation};
+pub use source::SourceLine;
+pub(crate) use source::addresses;

@@ -61,7 +61,7 @@ fn dump_shows_what_each_coroutine_waits_for() {
         assert_says(
             &text,
             &[
-                "on the stack: main > loop > 'dumper'",
+                "on the stack: thread > loop > 'dumper'",
                 "'holder' waits for an enter or a wake",
                 "'waiter' waits for CoMutex",
                 "held by 'holder' since runtime/tests/introspection.rs:",
@@ -212,7 +212,7 @@ fn signal_dumps_a_hung_loop() {
     let text = hung.until("block_the_thread");
     assert_says(
         &text,
-        &["(busy in one iteration)", "main > loop > 'hog'", "'idler' waits for an enter", "'hog' entered"],
+        &["(busy in one iteration)", "thread > loop > 'hog'", "'idler' waits for an enter", "'hog' entered"],
     );
     hung.release();
 }
@@ -246,7 +246,7 @@ fn ending_context_is_dumped() {
     let text = hung.until("timers:");
     assert_says(
         &text,
-        &["(ending)", "coroutines: 2", "main > 'hangs'", "'hangs' entered", "'later' waits for an enter or a wake"],
+        &["(ending)", "coroutines: 2", "thread > 'hangs'", "'hangs' entered", "'later' waits for an enter or a wake"],
     );
     // It may have been stopped before it blocks.
     hung.until("Hangs");
@@ -317,7 +317,7 @@ fn long_iteration_is_reported() {
     };
     assert!(!hung.until("rested").contains("stall"));
     let text = hung.until("block_the_thread");
-    assert_says(&text, &["coralio: stall: the loop of thread", "over the limit of 20ms", "main > loop > 'hog'"]);
+    assert_says(&text, &["coralio: stall: the loop of thread", "over the limit of 20ms", "thread > loop > 'hog'"]);
     assert_eq!(text.matches("coralio: stall").count(), 1, "{text}");
     assert!(!hung.release().contains("stall"));
 }

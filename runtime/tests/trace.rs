@@ -92,6 +92,41 @@ fn log_tells_the_four_ways_of_waking_apart() {
 }
 
 #[test]
+fn text_rows_are_numbered_in_sequence() {
+    // X14: rows are numbered without gaps; with every event shown, a row has its event's number
+    let recording = traced(|context| {
+        drop(spawn(|| {}));
+        context.poll(false);
+    });
+    let numbers = |text: &str| {
+        let first_words = text.lines().filter_map(|line| line.split_whitespace().next());
+        first_words.filter_map(|word| word.parse().ok()).collect::<Vec<u64>>()
+    };
+    let rows = numbers(&recording.text());
+    assert!(rows.len() < recording.records.len(), "some events are hidden");
+    assert!(rows.iter().copied().eq(0..rows.len() as u64), "{}", recording.text());
+    let all = numbers(&recording.text_with(TextOptions::everything()));
+    assert!(all.iter().copied().eq(recording.records.iter().map(|record| record.number)));
+}
+
+#[test]
+fn text_marks_a_coroutine_that_is_left_alone() {
+    // C6, X14: a wake that does nothing is drawn with a cross, also if the coroutine wakes itself
+    let recording = traced(|_context| {
+        named("A", || {
+            let a = Coroutine::current().unwrap();
+            a.wake();
+            named("B", move || _ = a.enter_unless_entered()).enter();
+        })
+        .enter();
+    });
+    let text = recording.text_with(TextOptions::default().without_legend());
+    let rows: Vec<_> = text.lines().filter(|line| line.ends_with("A is entered: left alone")).collect();
+    let [itself, other] = rows[..] else { panic!("{text}") };
+    assert!(itself.contains("│       ●× ") && other.contains("│       ×·····●"), "{text}");
+}
+
+#[test]
 fn log_nests_after_a_panic() {
     // C8: spans and coroutines that unwound are closed
     let recording = traced(|context| {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use coralio::context::AioContext;
 use coralio::coroutine::suspend;
-use coralio::engine::scripted::ScriptedBackend;
+use coralio::engine::scripted::{ScriptedBackend, Turn};
 use coralio::engine::{Engine, EventSource, HomeToken, LoopToken};
 use coralio::task::Cancelled;
 use coralio::{File, scope, spawn};
@@ -89,6 +89,87 @@ fn replaced_hook_can_use_its_backend() {
     let uses = Uses(backend.clone());
     backend.on_next_peek(move || drop(uses));
     backend.on_next_peek(|| ());
+}
+
+#[test]
+fn turn_hook_decides_for_the_scripted_kernel() {
+    // E2, E1: the hook of a scripted backend sees every turn and decides in it: it refuses a submit, and
+    // completes one request in each sleep, while the other stays in flight
+    let turns = Arc::new(Mutex::new(Vec::new()));
+    let backend = ScriptedBackend::new(8);
+    backend.set_disk(b"disk");
+    backend.on_turn({
+        let turns = Arc::clone(&turns);
+        move |backend, turn| {
+            let mut turns = turns.lock().unwrap();
+            let name = match turn {
+                Turn::Offered(offered) if turns.is_empty() => {
+                    assert_eq!((offered.len(), offered[1].len, offered[1].offset), (2, 4, 0));
+                    backend.refuse(libc::EAGAIN);
+                    "refused"
+                }
+                Turn::Offered(_) => "offered",
+                Turn::Accepted(_) => "accepted",
+                Turn::Peeked => "peeked",
+                Turn::Asleep => {
+                    backend.release(2 - backend.in_flight());
+                    "asleep"
+                }
+                other => panic!("{other:?}"),
+            };
+            turns.push(name);
+        }
+    });
+    AioContext::run(|context| {
+        let engine = Engine::<ScriptedBackend>::attach(backend.clone(), 8).unwrap();
+        let readers = [file(&engine), file(&engine)].map(|file| spawn(move || file.read_at(&mut [0; 4], 0)));
+        context.poll(false);
+        assert_eq!((backend.taken(), backend.in_flight()), (0, 0), "they were refused");
+        context.poll(false);
+        context.poll(false);
+        assert_eq!((backend.taken(), backend.in_flight()), (2, 2), "nothing completes them by itself");
+        rounds_until(|| readers[0].is_finished());
+        assert_eq!(backend.in_flight(), 1);
+        readers.into_iter().for_each(|reader| assert_eq!(reader.join().unwrap().unwrap(), 4));
+    });
+    let mut turns = turns.lock().unwrap();
+    turns.dedup(); // the loop looks before it reaps
+    assert_eq!(*turns, ["refused", "offered", "accepted", "asleep", "peeked", "asleep", "peeked"]);
+}
+
+#[test]
+fn hooks_of_the_scripted_backend_can_be_replaced_by_themselves() {
+    // E1: a turn hook that sets another one is replaced by it; both are dropped outside the
+    // backend's lock. Hangs if not
+    struct Uses(ScriptedBackend);
+    impl Drop for Uses {
+        fn drop(&mut self) {
+            assert_eq!(self.0.taken(), 0);
+        }
+    }
+    let (seen, asleep) = channel();
+    let backend = ScriptedBackend::new(1);
+    backend.set_disk(b"disk");
+    let uses = [Uses(backend.clone()), Uses(backend.clone())];
+    let [first, second] = uses;
+    backend.on_turn(move |_, _| assert!(first.0.taken() < 99));
+    backend.on_turn(move |backend, _| {
+        assert!(second.0.taken() < 99);
+        let seen = seen.clone();
+        backend.on_turn(move |backend, turn| {
+            if matches!(turn, Turn::Asleep) {
+                seen.send(backend.in_flight()).unwrap();
+                backend.release(0);
+            }
+        });
+    });
+    AioContext::run(|_| {
+        let engine = Engine::<ScriptedBackend>::attach(backend.clone(), 1).unwrap();
+        let file = file(&engine);
+        let read = spawn(move || file.read_at(&mut [0; 4], 0));
+        assert_eq!(read.join().unwrap().unwrap(), 4);
+    });
+    assert_eq!(asleep.try_recv(), Ok(1));
 }
 
 #[test]

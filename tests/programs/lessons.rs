@@ -9,16 +9,16 @@ use std::process::{Command, Output, Stdio};
 
 use crate::common::{Folder, example};
 
-const LESSONS: usize = 14;
+const LESSONS: usize = 16;
 const LONGEST: usize = 120;
 const REWRITE: &str = "cargo build --examples && CORALIO_REWRITE=1 cargo test --test programs";
 
-fn root() -> &'static Path {
+pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// Returns the lessons' names, in order.
-fn lessons() -> Vec<String> {
+pub(crate) fn lessons() -> Vec<String> {
     let folders = fs::read_dir(root().join("examples")).unwrap().map(|entry| entry.unwrap().file_name());
     let names = folders.filter_map(|name| name.into_string().ok());
     let mut lessons: Vec<_> = names.filter(|name| name.starts_with(|first: char| first.is_ascii_digit())).collect();
@@ -26,7 +26,7 @@ fn lessons() -> Vec<String> {
     lessons
 }
 
-fn program(name: &str) -> Command {
+pub(crate) fn program(name: &str) -> Command {
     Command::new(example(name))
 }
 
@@ -45,7 +45,7 @@ fn golden(path: &Path, now: &str) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}; {REWRITE} writes it", path.display()))
 }
 
-fn assert_same(path: &Path, now: &str) {
+pub(crate) fn assert_same(path: &Path, now: &str) {
     let before = golden(path, now);
     let differs = before.lines().zip(now.lines()).position(|(before, now)| before != now);
     let line = differs.unwrap_or(before.lines().count().min(now.lines().count()));
@@ -61,7 +61,7 @@ fn assert_same(path: &Path, now: &str) {
 
 #[test]
 fn each_lesson_prints_its_lanes() {
-    // C1-C6, W1, X2, X3, S1, E3-E9, E17, H1-H4: each lesson prints its recorded output, twice the
+    // C1-C6, W1, X2, X3, S1, E3-E9, E11, E17, H1-H4, H12: each lesson prints its recorded output, twice the
     // same
     let lessons = lessons();
     assert_eq!(lessons.len(), LESSONS, "{lessons:?}");
@@ -131,14 +131,14 @@ fn lesson_writes_a_trace_of_each_act() {
     let folder = Folder::new("trace");
     let traced = program("09_september_2016").arg("--trace").arg(folder.0.join("h2.txt")).output().unwrap();
     let said = String::from_utf8(traced.stderr).unwrap();
-    assert!(said.lines().count() == 2 && said.contains("h2-2.txt"), "it says what it has written: {said}");
+    assert!(said.lines().count() == 3 && said.contains("h2-3.txt"), "it says what it has written: {said}");
     let printed = String::from_utf8(traced.stdout).unwrap();
     assert_eq!(printed, succeeds(&mut program("09_september_2016")));
     let mut names: Vec<_> = fs::read_dir(&folder.0).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
-    assert_eq!(names, ["h2-1.txt", "h2-2.txt"]);
+    assert_eq!(names, ["h2-1.txt", "h2-2.txt", "h2-3.txt"]);
     let second = fs::read_to_string(folder.0.join("h2-2.txt")).unwrap();
-    assert!(second.contains("VIOLATION: recursive entry: 'A' is entered already, by main > 'A' > 'Y'"), "{second}");
+    assert!(second.contains("VIOLATION: recursive entry: 'A' is entered already, by thread > 'A' > 'Y'"), "{second}");
 
     let output = program("09_september_2016").args(["--trace", "/nowhere/h2.txt"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
@@ -171,8 +171,8 @@ fn museum_prints_its_matrix() {
 
 /// How each exhibit fails: the historic failures H1 to H7 and H10 to H12, E2 and E5.
 const FAILURES: [&str; 13] = [
-    "recursive entry of 'A': main > 'A'\n",
-    "recursive entry of 'A': main > 'A' > 'Y'\n",
+    "recursive entry of 'A': thread > 'A'\n",
+    "recursive entry of 'A': thread > 'A' > 'Y'\n",
     "in_flight below zero: a completion was reaped twice (in_flight 0, depth 3, plug depth 0, blocked false, 3 req",
     "this sleep would never end: the ring is empty, and none of the 0 requests in flight will complete\n",
     "stuck: after 40 iterations 2 pending, 0 in flight\n",

@@ -7,6 +7,9 @@
 //! - when a given request is submitted, possibly itself: [`ScriptedBackend::complete_on_submit`];
 //! - when the test releases it: [`ScriptedBackend::hold`], then [`ScriptedBackend::release`].
 //!
+//! A test that decides during the run, for instance to search all runs, acts at each
+//! [`Turn`] of the kernel: [`ScriptedBackend::on_turn`].
+//!
 //! Requests are numbered from 0 in the order in which the backend accepted them.
 //!
 //! # Differences from Linux
@@ -62,6 +65,24 @@ enum Verdict {
 
 type Hook = Box<dyn FnOnce() + Send>;
 
+/// A moment at which the kernel may act, see [`ScriptedBackend::on_turn`].
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Turn<'a> {
+    /// A submit offers these operations: [`refuse`](ScriptedBackend::refuse) and
+    /// [`take_at_most`](ScriptedBackend::take_at_most) apply to this submit.
+    Offered(&'a [Operation]),
+    /// The submit has accepted this many, and has not returned yet. Requests
+    /// [released](ScriptedBackend::release) now complete within it.
+    Accepted(usize),
+    /// A completion has been peeked, and the cursor has not moved yet.
+    Peeked,
+    /// The loop sleeps, with an empty ring.
+    Asleep,
+}
+
+type TurnHook = Box<dyn FnMut(&ScriptedBackend, Turn<'_>) + Send>;
+
 #[derive(Default)]
 struct State {
     disk: Vec<u8>,
@@ -73,6 +94,9 @@ struct State {
     limits: BTreeMap<usize, usize>,
     verdicts: VecDeque<Verdict>,
     peek_hook: Option<Hook>,
+    turn_hook: Option<TurnHook>,
+    /// Whether there is a turn hook, also while it runs.
+    has_turns: bool,
     clones: u64,
     /// The clone that submitted the requests in flight. Otherwise a second engine could take their
     /// completions for its own, and release buffers that are lent.
@@ -132,6 +156,40 @@ impl ScriptedBackend {
         let _old = self.state.lock().peek_hook.replace(Box::new(hook));
     }
 
+    /// Runs `hook` at each turn of the kernel. It acts by this backend's other methods. From now on,
+    /// a request for which nothing is scripted stays in flight until the hook, or the test, releases
+    /// it. Turns within the hook, as when it lets another thread poll, are skipped.
+    ///
+    /// ```
+    /// use coralio::engine::scripted::{ScriptedBackend, Turn};
+    ///
+    /// let backend = ScriptedBackend::new(8);
+    /// // A kernel that completes the request accepted last, within the submit or during a sleep.
+    /// backend.on_turn(|backend, turn| match turn {
+    ///     Turn::Accepted(_) | Turn::Asleep if backend.in_flight() > 0 => backend.release(backend.taken() - 1),
+    ///     _ => {}
+    /// });
+    /// ```
+    pub fn on_turn(&self, hook: impl FnMut(&ScriptedBackend, Turn<'_>) + Send + 'static) {
+        let old = {
+            let mut state = self.state.lock();
+            state.has_turns = true;
+            state.turn_hook.replace(Box::new(hook))
+        };
+        // Dropped after the state is unlocked: its destructor may use this backend.
+        drop(old);
+    }
+
+    /// Runs the turn hook, unlocked: it calls this backend.
+    fn turn(&self, turn: Turn<'_>) {
+        let Some(mut hook) = self.state.lock().turn_hook.take() else { return };
+        hook(self, turn);
+        let mut state = self.state.lock();
+        if state.turn_hook.is_none() {
+            state.turn_hook = Some(hook);
+        }
+    }
+
     /// Replaces the contents of the disk.
     pub fn set_disk(&self, contents: &[u8]) {
         self.state.lock().disk = contents.to_vec();
@@ -169,7 +227,8 @@ impl State {
     }
 
     fn complete_all(&mut self, chosen: impl Fn(When) -> bool) {
-        let when = |number| self.when.get(number).copied().unwrap_or(When::Sleep);
+        let unscripted = if self.has_turns { When::Released } else { When::Sleep };
+        let when = |number| self.when.get(number).copied().unwrap_or(unscripted);
         let due: Vec<_> = self.in_flight.keys().filter(|number| chosen(when(number))).copied().collect();
         for number in due {
             self.complete(number);
@@ -220,6 +279,12 @@ unsafe impl Backend for ScriptedBackend {
             return Err(io::Error::from_raw_os_error(libc::EBUSY));
         }
         state.user = self.number;
+        if state.turn_hook.is_some() {
+            let offered: Vec<_> = entries.iter().map(|entry| entry.operation).collect();
+            drop(state);
+            self.turn(Turn::Offered(&offered));
+            state = self.state.lock();
+        }
         let room = self.capacity as usize - state.in_flight.len();
         let most = match state.verdicts.pop_front() {
             Some(Verdict::Refuse(errno)) => return Err(io::Error::from_raw_os_error(errno)),
@@ -236,6 +301,8 @@ unsafe impl Backend for ScriptedBackend {
             state.in_flight.insert(number, entry);
             state.complete_all(|when| when == When::Submit(number));
         }
+        drop(state);
+        self.turn(Turn::Accepted(taken));
         Ok(taken)
     }
 
@@ -247,6 +314,7 @@ unsafe impl Backend for ScriptedBackend {
         if let Some(hook) = hook {
             hook();
         }
+        self.turn(Turn::Peeked);
         Some(completion)
     }
 
@@ -257,10 +325,13 @@ unsafe impl Backend for ScriptedBackend {
     }
 
     unsafe fn wait(&self, _other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
-        let mut state = self.state.lock();
+        let state = self.state.lock();
         if !state.ring.is_empty() {
             return Ok(());
         }
+        drop(state);
+        self.turn(Turn::Asleep);
+        let mut state = self.state.lock();
         state.complete_all(|when| when == When::Sleep);
         assert!(
             !state.ring.is_empty() || timeout.is_some(),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::backend::simulated::{Fault, Faults, SimulatedBackend};
+use crate::backend::simulated::{Fault, Faults, SimulatedBackend, tape};
 use crate::driver::Driver;
 use crate::file::File;
 
@@ -92,6 +92,23 @@ impl Sim {
     /// Chooses whether an event with this rate, 0 to 1, happens, from the run's tape.
     pub fn chance(&self, rate: f64) -> bool {
         self.backend.machine().tape.chance(rate)
+    }
+
+    /// Returns the tape of the choices made so far, for [`Simulation::tape`](super::Simulation::tape).
+    ///
+    /// ```
+    /// use coralio::simulate;
+    ///
+    /// simulate(0..1, |sim| {
+    ///     let drawn = [sim.choose(100), sim.choose(100)];
+    ///     assert_eq!(sim.tape(), format!("{},{}", drawn[0], drawn[1]));
+    ///     Ok(())
+    /// });
+    /// ```
+    pub fn tape(&self) -> String {
+        let machine = self.backend.machine();
+        let choices: Vec<_> = machine.tape.made().iter().map(|choice| choice.value).collect();
+        tape::Text(&choices).to_string()
     }
 
     /// Replaces the rates of faults.

@@ -54,7 +54,7 @@ pub enum EnterError {
     Recursive {
         /// The coroutine that was to be entered.
         name: String,
-        /// The entered coroutines, outermost first: `main > 'A' > 'B'`.
+        /// The entered coroutines, outermost first: `thread > 'A' > 'B'`.
         chain: String,
     },
     /// The coroutine is scheduled, and must run from the list that it is on.

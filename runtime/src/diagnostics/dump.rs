@@ -329,7 +329,7 @@ mod tests {
             );
             let (seen, text) = looker.join().unwrap();
             assert_eq!(seen, 0);
-            for words in ["main > 'busy'", "'waiter' waits for CoMutex", "held by 'holder'", "'busy' entered"] {
+            for words in ["thread > 'busy'", "'waiter' waits for CoMutex", "held by 'holder'", "'busy' entered"] {
                 assert!(text.contains(words), "no `{words}` in\n{text}");
             }
             assert!(text.contains(&format!("coroutines: {COROUTINES}\n")), "{text}");

@@ -1,4 +1,4 @@
-//! Captures the backtrace of a suspended coroutine by switching to its stack.
+//! Walks the stack of a suspended coroutine, for a backtrace, by switching to it.
 //!
 //! ```text
 //!   the requester                        the coroutine
@@ -7,7 +7,7 @@
 //!                                          room left on its stack?
 //!     captures, on the requester's  <-     the stack pointer moves back to the requester's stack;
 //!     stack                                the chain of frames does not
-//!                                  -->     stores the backtrace
+//!                                  -->     stores what it has found
 //!   returns it   <--------------------   waits as before
 //! ```
 //!
@@ -26,6 +26,7 @@ use corosensei::{CoroutineResult, Yielder};
 
 use crate::coroutine::{ControlBlock, Resume, State};
 use crate::scheduler::Scheduler;
+use crate::trace::addresses;
 
 /// An upper bound, in bytes, of the stack needed to switch back to the requester's stack.
 const ROOM: usize = 2048;
@@ -35,18 +36,42 @@ thread_local! {
     static PENDING: Cell<*const Request> = const { Cell::new(ptr::null()) };
 }
 
-/// A backtrace request: lies on the requester's stack, filled in by the traced coroutine.
+/// A request: lies on the requester's stack, filled in by the traced coroutine.
 struct Request {
     of: &'static ControlBlock,
-    found: Cell<Option<Backtrace>>,
+    look: fn() -> Found,
+    found: Cell<Option<Found>>,
+}
+
+/// What a walk of the stack has found.
+enum Found {
+    Backtrace(Backtrace),
+    Addresses(Box<[usize]>),
 }
 
 impl Scheduler {
     /// Returns the backtrace of a suspended coroutine that has started; `None` if its stack has no
     /// room for the switch.
     pub(crate) fn capture_backtrace(&self, block: &'static ControlBlock) -> Option<Backtrace> {
+        match self.walk(block, || Found::Backtrace(Backtrace::force_capture()))? {
+            Found::Backtrace(backtrace) => Some(backtrace),
+            Found::Addresses(_) => None,
+        }
+    }
+
+    /// Returns the return addresses on the stack of a suspended coroutine that has started; `None`
+    /// if it has no room for the switch.
+    pub(crate) fn addresses_of(&self, block: &'static ControlBlock) -> Option<Box<[usize]>> {
+        match self.walk(block, || Found::Addresses(addresses()))? {
+            Found::Addresses(addresses) => Some(addresses),
+            Found::Backtrace(_) => None,
+        }
+    }
+
+    /// Calls `look` where a walk of the stack finds the coroutine's frames.
+    fn walk(&self, block: &'static ControlBlock, look: fn() -> Found) -> Option<Found> {
         let local = self.local(block);
-        let request = Request { of: block, found: Cell::new(None) };
+        let request = Request { of: block, look, found: Cell::new(None) };
         // Marked as entered: a capture allocates, and the program's allocator may run any code,
         // which must not enter this coroutine.
         let state = local.state.replace(State::Entered);
@@ -64,14 +89,14 @@ impl Scheduler {
     }
 }
 
-/// Runs in the traced coroutine, on its stack: stores the backtrace for `capture_backtrace`.
+/// Runs in the traced coroutine, on its stack: walks it for `walk`.
 /// Returns the yielder through which the coroutine suspends again. Takes no argument, so that a
 /// suspending coroutine need not keep one.
 #[cold]
 #[inline(never)]
 pub(super) fn store_backtrace() -> *const Yielder<Resume, ()> {
     let scheduler = Scheduler::expect("a backtrace");
-    // SAFETY: set by `capture_backtrace`, which returns only when this coroutine has suspended
+    // SAFETY: set by `walk`, which returns only when this coroutine has suspended
     // again.
     let request = unsafe { &*PENDING.get() };
     let local = scheduler.local(request.of);
@@ -82,16 +107,17 @@ pub(super) fn store_backtrace() -> *const Yielder<Resume, ()> {
     // AddressSanitizer keeps locals elsewhere, so their address says nothing about the room left.
     if left >= ROOM || cfg!(feature = "sanitizer") {
         scheduler.switching.set(true);
+        let look = request.look;
         // SAFETY: the yielder lies at the root of the running stack, so it is alive.
-        let backtrace = unsafe { &*yielder }.on_parent_stack(|| {
+        let found = unsafe { &*yielder }.on_parent_stack(move || {
             let switching = &Scheduler::expect("a backtrace").switching;
             switching.set(false);
-            let backtrace = Backtrace::force_capture();
+            let found = look();
             switching.set(true);
-            backtrace
+            found
         });
         scheduler.switching.set(false);
-        request.found.set(Some(backtrace));
+        request.found.set(Some(found));
     }
     yielder
 }

@@ -114,7 +114,7 @@ impl Scheduler {
     }
 }
 
-/// `main > 'A' > loop > 'B'`: the entered coroutines, outermost first. Formatting allocates
+/// `thread > 'A' > loop > 'B'`: the entered coroutines, outermost first. Formatting allocates
 /// nothing.
 pub(crate) struct Chain<'a>(&'a Scheduler);
 
@@ -124,7 +124,7 @@ impl fmt::Display for Chain<'_> {
         // window first: that needs no allocation.
         let mut window = [None; 64];
         let mut left = self.0.on_stack().count();
-        f.write_str("main")?;
+        f.write_str("thread")?;
         while left > 0 {
             let skipped = left.saturating_sub(window.len());
             let inner = &mut window[..left - skipped];

@@ -86,7 +86,9 @@ impl Scheduler {
         let payload = self.switch_in(block, how);
         // The end of a coroutine was traced before its block was reused.
         if let (Some(tracer), true) = (tracer, id.is_live() && local.state.get() != State::Finished) {
-            tracer.yielded(id.traced(), local.wait_reason.get().into(), local.suspended_at.get());
+            // It is written on this stack, so the lines are looked up on the coroutine's.
+            let calls = if tracer.has_source() { self.addresses_of(block) } else { None };
+            tracer.yielded(id.traced(), local.wait_reason.get().into(), local.suspended_at.get(), calls);
         }
         payload
     }
@@ -106,7 +108,7 @@ impl Scheduler {
         let _ = block;
     }
 
-    /// The only place that switches to a coroutine's stack (besides `capture_backtrace`).
+    /// The only place that switches to a coroutine's stack (besides `walk`).
     #[inline]
     fn switch_in(&self, block: &'static ControlBlock, how: Resume) -> Option<Payload> {
         let local = self.local(block);

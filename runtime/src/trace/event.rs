@@ -4,6 +4,8 @@ use std::fmt;
 use std::panic::Location;
 use std::time::Duration;
 
+use crate::trace::source::SourceLine;
+
 /// Identifies a coroutine of a [`Recording`]: an index into [`Recording::lanes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CoroutineIndex(pub usize);
@@ -172,6 +174,10 @@ pub struct Record {
     /// The source line of the event if known; for an enter, the line at which the coroutine
     /// continues.
     pub at: Option<&'static Location<'static>>,
+    /// The lines of the program's own code on the current stack, innermost call first, up to the
+    /// function that the current coroutine runs. Empty without
+    /// [`with_source`](super::Trace::with_source), and for a coroutine's end.
+    pub calls: Vec<SourceLine>,
 }
 
 /// The contents of a log when [`Trace::recording`](super::Trace::recording) was called.
@@ -213,6 +219,7 @@ fn describe(recording: &Recording, event: &Event, f: &mut fmt::Formatter<'_>) ->
         Event::Enter { lane, unwinds: true } => write!(f, "enters {} to unwind it", recording.name(*lane)),
         Event::Yield { lane, waits } => write!(f, "{} yields, waits for {waits}", recording.name(*lane)),
         Event::End(lane) => write!(f, "{} ends", recording.name(*lane)),
+        Event::Wake { lane, how: how @ Wake::AlreadyEntered } => write!(f, "{} {how}", recording.name(*lane)),
         Event::Wake { lane, how } => write!(f, "wakes {}: {how}", recording.name(*lane)),
         Event::Begin(span) => write!(f, "{span}"),
         Event::Finish(span) => write!(f, "end of {span}"),
@@ -246,10 +253,10 @@ impl fmt::Display for Span {
 impl fmt::Display for Wake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Wake::Immediate => "runs at once",
+            Wake::Immediate => "runs now",
             Wake::Deferred => "runs when this one yields",
             Wake::Scheduled => "runs in the next iteration",
-            Wake::AlreadyEntered => "is entered, left alone",
+            Wake::AlreadyEntered => "is entered: left alone",
         })
     }
 }

@@ -1,19 +1,21 @@
 //! The log itself: a ring of the most recent events. Coroutines and requests are numbered when the
 //! log is read.
 
+mod reader;
+
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::panic::Location;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
 use crate::sys::{Clock, in_child};
-use crate::trace::event::{
-    CoroutineIndex, CoroutineInfo, Event, Record, Recording, RequestState, Span, WaitKind, Wake,
-};
+use crate::trace::event::{CoroutineIndex, Event, Recording, RequestState, Span, WaitKind, Wake};
+use crate::trace::source::{Resolver, addresses};
+use reader::Reader;
 
 /// A handle to an event log. Contexts write to the log that they are
 /// [created](crate::ContextBuilder::trace) with.
@@ -39,6 +41,8 @@ struct Log {
     contexts: AtomicU32,
     ring: Mutex<Ring>,
     capacity: usize,
+    /// Whether events store the addresses on the stack.
+    with_source: AtomicBool,
     /// The system's time at which the log was created.
     created: Instant,
 }
@@ -49,6 +53,8 @@ struct Ring {
     lost: u64,
     /// The names of named coroutines; at most as many as there are events.
     names: VecDeque<(Id, String)>,
+    /// The addresses on the stack, of the events that have them, by the events' numbers.
+    addresses: VecDeque<(u64, Box<[usize]>)>,
 }
 
 /// An event as it was written: `event` contains the engine's key in place of a request's number,
@@ -76,9 +82,36 @@ impl Trace {
     /// at most as many names.
     pub fn new(capacity: usize) -> Trace {
         let capacity = capacity.max(1);
-        let ring = Mutex::new(Ring { events: VecDeque::with_capacity(capacity), lost: 0, names: VecDeque::new() });
-        let log = Log { contexts: AtomicU32::new(0), ring, capacity, created: Instant::now() };
+        let events = VecDeque::with_capacity(capacity);
+        let ring = Mutex::new(Ring { events, lost: 0, names: VecDeque::new(), addresses: VecDeque::new() });
+        let with_source = AtomicBool::new(false);
+        let log = Log { contexts: AtomicU32::new(0), ring, capacity, with_source, created: Instant::now() };
         Trace { log: Arc::new(log) }
+    }
+
+    /// Lets each event from now on record the lines of the program that led to it:
+    /// [`Record::calls`]. The [page](Recording::html) then shows the program's source beside the
+    /// lanes.
+    ///
+    /// Off by default: each event walks the stack, which takes microseconds, some KiB of the
+    /// current stack, and up to 512 bytes of memory. Lines are known as far as the program was
+    /// built with line tables, as in debug builds.
+    ///
+    /// ```
+    /// use coralio::context::AioContext;
+    /// use coralio::trace::Trace;
+    ///
+    /// let trace = Trace::new(10_000).with_source();
+    /// AioContext::builder().trace(&trace).run_coroutine(|_| coralio::yield_now())?;
+    /// let recording = trace.recording();
+    /// let line = &recording.records.iter().find_map(|record| record.calls.first()).unwrap();
+    /// println!("{}:{}", line.file.display(), line.line);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_source(self) -> Trace {
+        self.log.with_source.store(true, Ordering::Relaxed);
+        self
     }
 
     /// Creates the tracer of one more context, which uses `clock`.
@@ -108,7 +141,15 @@ impl Trace {
             last: 0,
         };
         (ring.lost..).zip(&ring.events).for_each(|(number, raw)| reader.read(number, raw));
-        Recording { threads: reader.threads.len(), ..reader.recording }
+        let addresses = ring.addresses.clone();
+        let (lost, threads, mut recording) = (ring.lost, reader.threads.len(), reader.recording);
+        // Resolving takes its time: the contexts go on meanwhile.
+        drop(ring);
+        let mut resolver = Resolver::default();
+        for (number, addresses) in addresses {
+            recording.records[(number - lost) as usize].calls = resolver.lines(&addresses);
+        }
+        Recording { threads, ..recording }
     }
 }
 
@@ -128,7 +169,25 @@ pub struct Tracer {
 }
 
 impl Tracer {
+    /// Returns whether events have their lines: see [`Trace::with_source`].
+    pub(crate) fn has_source(&self) -> bool {
+        self.log.with_source.load(Ordering::Relaxed)
+    }
+
     fn push(&self, event: Event, id: Id, at: Option<&'static Location<'static>>, name: Option<&str>) {
+        let calls = self.has_source().then(addresses);
+        self.push_with(event, id, at, name, calls);
+    }
+
+    /// Writes an event that happened on a stack with the addresses `calls`.
+    fn push_with(
+        &self,
+        event: Event,
+        id: Id,
+        at: Option<&'static Location<'static>>,
+        name: Option<&str>,
+        calls: Option<Box<[usize]>>,
+    ) {
         // The child of a fork has a copy of the log, which a thread of the parent may have locked.
         if in_child() {
             return;
@@ -141,6 +200,14 @@ impl Tracer {
         if ring.events.len() == self.log.capacity {
             ring.events.pop_front();
             ring.lost += 1;
+            let lost = ring.lost;
+            if ring.addresses.front().is_some_and(|(number, _)| *number < lost) {
+                ring.addresses.pop_front();
+            }
+        }
+        if let Some(calls) = calls {
+            let number = ring.lost + ring.events.len() as u64;
+            ring.addresses.push_back((number, calls));
         }
         ring.events.push_back(raw);
         if let Some(name) = name {
@@ -163,13 +230,14 @@ impl Tracer {
     }
 
     #[cold]
-    pub(crate) fn yielded(&self, id: Id, waits: WaitKind, at: &'static Location<'static>) {
-        self.push(Event::Yield { lane: UNNUMBERED, waits }, id, Some(at), None);
+    pub(crate) fn yielded(&self, id: Id, waits: WaitKind, at: &'static Location<'static>, calls: Option<Box<[usize]>>) {
+        self.push_with(Event::Yield { lane: UNNUMBERED, waits }, id, Some(at), None, calls);
     }
 
     #[cold]
     pub(crate) fn end(&self, id: Id) {
-        self.push(Event::End(UNNUMBERED), id, None, None);
+        // Its stack is empty by now.
+        self.push_with(Event::End(UNNUMBERED), id, None, None, None);
     }
 
     #[cold]
@@ -245,69 +313,4 @@ fn thread() -> u32 {
     }
     // All threads whose thread-locals are destroyed share the last number.
     NUMBER.try_with(|&number| number).unwrap_or(u32::MAX)
-}
-
-/// Numbers coroutines, threads and requests in order of first appearance, and puts all times on one
-/// scale.
-struct Reader<'a> {
-    recording: Recording,
-    names: HashMap<Id, &'a str>,
-    lanes: HashMap<Id, CoroutineIndex>,
-    threads: HashMap<u32, usize>,
-    requests: HashMap<(usize, u64), u64>,
-    /// For each context, the number of nanoseconds by which its times are shifted.
-    shifts: HashMap<usize, u64>,
-    /// The time of the previous event.
-    last: u64,
-}
-
-impl Reader<'_> {
-    fn lane(&mut self, id: Id, context: usize) -> CoroutineIndex {
-        let (names, lanes) = (&self.names, &mut self.recording.lanes);
-        *self.lanes.entry(id).or_insert_with(|| {
-            let next = CoroutineIndex(lanes.len());
-            let name = names.get(&id).map_or_else(|| format!("#{}", next.0), |name| (*name).to_string());
-            lanes.push(CoroutineInfo { name, context, created_at: None });
-            next
-        })
-    }
-
-    /// Returns the time of an event. A virtual clock starts at 0: the times of a context with a new
-    /// one continue those of the events before it.
-    fn time(&mut self, context: usize, time: u64) -> u64 {
-        let last = self.last;
-        let shift = *self.shifts.entry(context).or_insert_with(|| last.saturating_sub(time));
-        self.last = last.max(time.saturating_add(shift));
-        self.last
-    }
-
-    fn read(&mut self, number: u64, raw: &Raw) {
-        let &Raw { id, at, .. } = raw;
-        let context = raw.context as usize;
-        let time = Duration::from_nanos(self.time(context, raw.time));
-        let threads = self.threads.len();
-        let thread = *self.threads.entry(raw.thread).or_insert(threads);
-        let mut event = raw.event.clone();
-        match &mut event {
-            Event::Create(lane) => {
-                *lane = self.lane(id, context);
-                self.recording.lanes[lane.0].created_at = at;
-            }
-            Event::Enter { lane, .. } | Event::Yield { lane, .. } | Event::End(lane) | Event::Wake { lane, .. } => {
-                *lane = self.lane(id, context);
-            }
-            Event::Request { request, .. } => {
-                let requests = self.requests.len() as u64;
-                *request = *self.requests.entry((context, *request)).or_insert(requests);
-            }
-            Event::Begin(_)
-            | Event::Finish(_)
-            | Event::Counters { .. }
-            | Event::Acquire
-            | Event::Release
-            | Event::Violation(_)
-            | Event::Mark(_) => {}
-        }
-        self.recording.records.push(Record { number, time, thread, context, event, at });
-    }
 }

@@ -226,7 +226,7 @@ fn generated_programs_cover_each_kind_of_step() {
 fn failing_program_is_shrunk() {
     // A deliberately wrong model must be shrunk to a small program
     let fails = |program: &Program| {
-        let recursive = |Event(_, what): &Event| matches!(what, What::Did(_, Outcome::Refused(why)) if why.ends_with("main > 'A' > 'B'"));
+        let recursive = |Event(_, what): &Event| matches!(what, What::Did(_, Outcome::Refused(why)) if why.ends_with("thread > 'A' > 'B'"));
         model::predict(program).iter().any(recursive)
     };
     let program = (0..).map(generate::program).find(fails).expect("there is one");

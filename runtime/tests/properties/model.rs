@@ -134,9 +134,9 @@ impl Model<'_> {
         self.frames.last()?.running
     }
 
-    /// `main > 'A' > loop > 'B'`
+    /// `thread > 'A' > loop > 'B'`
     fn chain(&self) -> String {
-        let mut chain = "main".to_string();
+        let mut chain = "thread".to_string();
         for frame in &self.frames {
             match frame.running {
                 Some(index) => chain += &format!(" > '{}'", label(index)),

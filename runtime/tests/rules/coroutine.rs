@@ -48,7 +48,7 @@ fn indirect_recursive_entry_names_the_chain() {
                 let b = cell.borrow()[1];
                 let error = b.try_enter().unwrap_err();
                 assert!(matches!(&error, EnterError::Recursive { name, chain }
-                    if name == "'B'" && chain == "main > 'A' > 'B' > 'C'"));
+                    if name == "'B'" && chain == "thread > 'A' > 'B' > 'C'"));
                 log.add(error);
                 suspend();
                 log.add("C");
@@ -72,7 +72,7 @@ fn indirect_recursive_entry_names_the_chain() {
         });
         cell.replace(vec![a, b, c]);
         a.enter();
-        assert_eq!(log.take(), "recursive entry of 'B': main > 'A' > 'B' > 'C'");
+        assert_eq!(log.take(), "recursive entry of 'B': thread > 'A' > 'B' > 'C'");
         for co in [b, c, a] {
             co.enter();
             assert!(co.has_ended());
@@ -89,7 +89,7 @@ fn indirect_recursive_entry_names_the_chain() {
             ctx.poll(false);
             let number = e.to_string();
             assert_eq!(number, "(ended)");
-            assert!(log.take().starts_with("recursive entry of 'D': main > 'D' > loop > #"));
+            assert!(log.take().starts_with("recursive entry of 'D': thread > 'D' > loop > #"));
         });
         polls.enter();
         assert!(polls.has_ended());
@@ -195,7 +195,7 @@ fn panicking_result_destructor_leaves_the_chain_consistent() {
         });
         check.enter();
         assert!(ctx.poll(false));
-        assert_eq!(log.take(), "bomb recursive entry of 'check': main > 'check' second");
+        assert_eq!(log.take(), "bomb recursive entry of 'check': thread > 'check' second");
     });
 }
 

@@ -394,7 +394,7 @@ fn handover_chain_crosses_threads() {
         drop(first);
         ctx.poll(false);
         assert_eq!(seen.borrow().len(), count);
-        assert!(seen.borrow().iter().all(|chain| chain == "main > loop > 'next'"));
+        assert!(seen.borrow().iter().all(|chain| chain == "thread > loop > 'next'"));
         // Two take turns: each has the same stack pointer every time.
         let pointers = [(); 2].map(|()| {
             let (mutex, pointers) = (Rc::clone(&mutex), Rc::new(RefCell::new(Vec::new())));
@@ -469,7 +469,7 @@ fn poll_while_runs_the_loop_at_home() {
             logged.add("over");
         });
         task.join().unwrap();
-        assert_eq!(log.take().matches(" > loop > ").count(), 2, "main > loop > one > loop > another");
+        assert_eq!(log.take().matches(" > loop > ").count(), 2, "thread > loop > one > loop > another");
     });
 }
 

@@ -9,6 +9,9 @@
 //!   a level     non-overlapping bars [begin, end, state, depth, label, coroutine]
 //! ```
 
+mod rows;
+mod sources;
+
 use std::collections::HashMap;
 use std::fmt::{Display, Write};
 
@@ -16,19 +19,18 @@ use crate::trace::event::{CoroutineIndex, Event, Record, Recording, RequestState
 use crate::trace::render::json::Quoted;
 use crate::trace::render::text::{TextOptions, thread_label};
 use crate::trace::replay::{Frame, Replay, kept};
+use rows::{Bar, Row, State, arrange};
+use sources::{Lines, Names, Stack, files};
 
 const PAGE: &str = include_str!("html/page.html");
-const STYLE: &str = include_str!("html/page.css");
-const SCRIPT: &str = include_str!("html/page.js");
-
-/// The number of coroutines up to which each has a row of its own. Beyond it, a coroutine reuses
-/// the row of one that has ended.
-const OWN_ROWS: usize = 48;
-/// The number of frames of a thread, and of concurrent requests, that are drawn.
-const LEVELS: usize = 64;
+const STYLE: &str = concat!(include_str!("html/page.css"), include_str!("html/code.css"));
+const SCRIPT: &str = concat!(include_str!("html/code.js"), include_str!("html/page.js"));
 
 impl Recording {
-    /// Renders the recording as a self-contained HTML page.
+    /// Renders the recording as a self-contained HTML page. If the events
+    /// [have their lines](super::Trace::with_source), the page contains the source files that are
+    /// found, and shows at each event the lines at which the stacks stand. `#event=31` after the
+    /// page's address opens it at that event.
     ///
     /// # Control
     ///
@@ -75,69 +77,6 @@ impl Recording {
     }
 }
 
-/// The state that a bar shows. The page's script uses the same numbers.
-#[derive(Clone, Copy, PartialEq)]
-enum State {
-    Suspended = 1,
-    OnStack = 2,
-    Runs = 3,
-    Kernel = 4,
-    Frame = 5,
-    Pending = 6,
-    InFlight = 7,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-struct Bar {
-    state: State,
-    depth: usize,
-    label: Option<usize>,
-    lane: Option<CoroutineIndex>,
-}
-
-/// Consecutive bars.
-#[derive(Default)]
-struct Level {
-    open: Option<(usize, Bar)>,
-    numbers: Vec<i64>,
-}
-
-impl Level {
-    /// Starts a bar at event `at`.
-    fn set(&mut self, at: usize, bar: Option<Bar>) {
-        if self.open.map(|(_, open)| open) == bar {
-            return;
-        }
-        if let Some((begin, open)) = self.open.take().filter(|(begin, _)| *begin < at) {
-            let or_none = |number: Option<usize>| number.map_or(-1, |number| number as i64);
-            let (label, lane) = (or_none(open.label), or_none(open.lane.map(|lane| lane.0)));
-            self.numbers.extend([begin as i64, at as i64, open.state as i64, open.depth as i64, label, lane]);
-        }
-        self.open = bar.map(|bar| (at, bar));
-    }
-}
-
-struct Row {
-    kind: &'static str,
-    label: String,
-    levels: Vec<Level>,
-}
-
-impl Row {
-    fn new(kind: &'static str, label: impl Into<String>) -> Row {
-        Row { kind, label: label.into(), levels: Vec::new() }
-    }
-
-    fn set(&mut self, level: usize, at: usize, bar: Option<Bar>) {
-        if level < LEVELS {
-            if self.levels.len() <= level {
-                self.levels.resize_with(level + 1, Level::default);
-            }
-            self.levels[level].set(at, bar);
-        }
-    }
-}
-
 /// Interned strings.
 #[derive(Default)]
 struct Strings {
@@ -168,6 +107,8 @@ struct Drawing<'a> {
     /// Event, in flight, pending; one entry per change.
     counts: Vec<usize>,
     violations: Vec<(usize, usize)>,
+    names: Names,
+    lines: Lines,
 }
 
 impl<'a> Drawing<'a> {
@@ -191,6 +132,8 @@ impl<'a> Drawing<'a> {
             events: Vec::new(),
             counts: vec![0, 0, 0],
             violations: Vec::new(),
+            names: Names::default(),
+            lines: Lines::default(),
         };
         for (at, record) in recording.records.iter().enumerate() {
             drawing.step(at, record);
@@ -212,6 +155,7 @@ impl<'a> Drawing<'a> {
     fn step(&mut self, at: usize, record: &Record) {
         let thread = record.thread;
         let actor = self.actor(thread);
+        let running = self.running(thread);
         let before = self.replay.stack(thread).to_vec();
         let misfit = self.replay.apply(record).err();
         let after = self.replay.stack(thread).to_vec();
@@ -242,6 +186,30 @@ impl<'a> Drawing<'a> {
         // The longer stack contains both the frames that ended and those that began.
         let stack = if after.len() < before.len() { before } else { after };
         self.event(record, actor, &stack);
+        self.stand(record, running, &stack);
+    }
+
+    fn running(&self, thread: usize) -> Stack {
+        self.replay.running(thread).map_or(Stack::Thread(thread), |lane| Stack::Coroutine(lane.0))
+    }
+
+    /// Notes where the stacks of this thread stand, that of the event first.
+    fn stand(&mut self, record: &Record, of_event: Stack, frames: &[Frame]) {
+        if let Some(line) = record.calls.first() {
+            let line = self.strings.place(self.names.line(line));
+            self.lines.set(of_event, line);
+            if let Event::Create(lane) = record.event {
+                self.lines.set(Stack::Coroutine(lane.0), line);
+            }
+        }
+        let mut stacks = vec![(Stack::Thread(record.thread), self.strings.place(thread_label(record.thread)), 0)];
+        for (depth, frame) in frames.iter().enumerate() {
+            if let Frame::Coroutine(lane) = frame {
+                stacks.push((Stack::Coroutine(lane.0), self.strings.place(self.recording.frame(*frame)), depth));
+            }
+        }
+        stacks.sort_by_key(|(stack, ..)| *stack != of_event);
+        self.lines.push(stacks.into_iter());
     }
 
     fn frame(&mut self, depth: usize, frame: Frame) -> Bar {
@@ -321,7 +289,10 @@ impl<'a> Drawing<'a> {
         };
         let kind = self.strings.place(kind);
         let words = self.strings.place(self.recording.describe(&record.event));
-        let source = record.at.map(|at| self.strings.place(format_args!("{}:{}", at.file(), at.line())));
+        let source = match (record.calls.first(), record.at) {
+            (Some(line), _) => Some(self.strings.place(self.names.line(line))),
+            (None, at) => at.map(|at| self.strings.place(format_args!("{}:{}", at.file(), at.line()))),
+        };
         let thread = self.strings.place(thread_label(record.thread));
         let frames = stack.iter().map(|frame| self.strings.place(self.recording.frame(*frame)));
         let chain: Vec<_> = [thread].into_iter().chain(frames).collect();
@@ -342,6 +313,11 @@ impl<'a> Drawing<'a> {
             let (label, levels) = (Quoted(&row.label), list(row.levels.iter().map(|level| list(&level.numbers))));
             rows.push(format!("\n{{\"kind\":\"{}\",\"label\":{label},\"levels\":{levels}}}", row.kind));
         }
+        let files = files(self.recording)
+            .into_iter()
+            .map(|(path, text)| format!("\n{{\"path\":{},\"text\":{}}}", Quoted(&path), Quoted(&text)));
+        let (lines, at) = self.lines.finish();
+        let lines = lines.iter().map(|list| self::list(list.iter().map(self::list)));
         let shown = self.recording.shown(TextOptions::default());
         let mut json = String::from("{");
         let _ = writeln!(json, "\"lost\":{},", self.recording.lost);
@@ -353,6 +329,9 @@ impl<'a> Drawing<'a> {
         let _ = writeln!(json, "\"events\":{},", list(&self.events));
         let _ = writeln!(json, "\"hidden\":{},", list((0..shown.len()).filter(|at| !shown[*at])));
         let _ = writeln!(json, "\"counts\":{},", list(&self.counts));
+        let _ = writeln!(json, "\"files\":{},", list(files));
+        let _ = writeln!(json, "\"lines\":{},", list(lines));
+        let _ = writeln!(json, "\"at\":{},", list(at));
         let violations = self.violations.iter().map(|(at, what)| format!("[{at},{what}]"));
         let _ = write!(json, "\"violations\":{}}}", list(violations));
         json
@@ -365,34 +344,4 @@ fn list(items: impl IntoIterator<Item = impl Display>) -> String {
         let _ = write!(text, "{}{item}", if n > 0 { "," } else { "" });
     }
     text + "]"
-}
-
-/// Assigns a row to each coroutine and returns the rows' labels; a shared row has no label.
-fn arrange(recording: &Recording) -> (Vec<usize>, Vec<String>) {
-    let lanes = recording.lanes.len();
-    if lanes <= OWN_ROWS {
-        return ((0..lanes).collect(), recording.lanes.iter().map(|lane| lane.name.clone()).collect());
-    }
-    let mut places = vec![None; lanes];
-    let (mut free, mut rows) = (Vec::new(), 0);
-    for record in &recording.records {
-        let (Event::Create(lane)
-        | Event::Enter { lane, .. }
-        | Event::Yield { lane, .. }
-        | Event::End(lane)
-        | Event::Wake { lane, .. }) = record.event
-        else {
-            continue;
-        };
-        let place = *places[lane.0].get_or_insert_with(|| {
-            free.pop().unwrap_or_else(|| {
-                rows += 1;
-                rows - 1
-            })
-        });
-        if matches!(record.event, Event::End(_)) {
-            free.push(place);
-        }
-    }
-    (places.into_iter().map(Option::unwrap_or_default).collect(), vec![String::new(); rows])
 }

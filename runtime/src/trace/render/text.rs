@@ -1,12 +1,13 @@
 //! Renders a recording as text lanes: a column for each thread and coroutine, and for the kernel if
-//! there was I/O; a row for each event. The description of an event is indented by the spans around
-//! it, which makes rows for the ends of spans unnecessary.
+//! there was I/O; a row for each event that is shown, numbered in sequence. The description of an
+//! event is indented by the spans around it, which makes rows for the ends of spans unnecessary.
 //!
 //! ```text
 //!        thread  A     B     kernel
 //!     3  ●───────▶     ┊             enters A
 //!     4  │       ●·····▷               wakes B: runs when this one yields
-//!     5  ◀╌╌╌╌╌╌╌●     ┊             A yields, waits for I/O
+//!     5  │       ●×    ┊               A is entered: left alone
+//!     6  ◀╌╌╌╌╌╌╌●     ┊             A yields, waits for I/O
 //! ```
 
 use std::fmt::Write;
@@ -70,7 +71,7 @@ pub(super) fn thread_label(thread: usize) -> String {
 
 const LEGEND: &str = "\
 ● runs, or the loop on its stack   │ on the stack, waits for an enter to return   ┊ suspended   ○ created   ■ ended
-─▶ enters, or ends and returns   ╌▶ yields to   ·▷ wakes   ·× does not wake: is entered   ═▶ submits or completes a request
+─▶ enters, or ends and returns   ╌▶ yields to   ·▷ wakes   × leaves alone: is entered   ═▶ submits or completes a request
 column kernel: the operating system, or the backend that simulates it; digits: the number of requests in flight\n\n";
 
 impl Recording {
@@ -89,12 +90,16 @@ impl Recording {
         }
         let shown = self.shown(options);
         let mut replay = Replay::of(self);
+        // Rows are numbered, not events: with all events shown, the two numbers are the same.
+        let mut number = self.lost;
         for (record, shown) in self.records.iter().zip(shown) {
             let actor = columns.actor(&replay, record.thread);
             let depth = replay.stack(record.thread).len();
             let misfit = replay.apply(record).err();
             if shown {
+                let _ = write!(text, "{number:>5}  ");
                 columns.row(&mut text, &replay, record, (actor, depth), options);
+                number += 1;
             }
             // A recorded violation is shown as an event.
             if let Some(misfit) = misfit.filter(|_| !matches!(record.event, Event::Violation(_))) {
@@ -198,7 +203,8 @@ impl<'a> Columns<'a> {
         replay.running(thread).map_or(thread, |lane| self.lane(lane))
     }
 
-    /// Draws the row of an event that happened in column `before`, within `depth` open spans.
+    /// Draws the row, without its number, of an event that happened in column `before`, within
+    /// `depth` open spans.
     fn row(
         &self,
         text: &mut String,
@@ -232,7 +238,11 @@ impl<'a> Columns<'a> {
             }
             Event::Wake { lane, how } => {
                 let head = if *how == Wake::AlreadyEntered { '×' } else { '▷' };
-                self.arrow(&mut cells, before, self.lane(*lane), '·', head);
+                let (from, to) = (self.labels[before].1, self.lane(*lane));
+                self.arrow(&mut cells, before, to, '·', head);
+                if before == to {
+                    cells[from + 1] = head;
+                }
             }
             Event::Request { state: RequestState::InFlight, .. } => {
                 self.arrow(&mut cells, before, self.kernel(), '═', '▶');
@@ -252,7 +262,7 @@ impl<'a> Columns<'a> {
         let picture: String = cells.into_iter().collect();
         // The rows that open and close a span are indented equally.
         let indent = 2 * depth.min(after.stack(record.thread).len());
-        let _ = write!(text, "{:>5}  {picture}{:indent$}{}", record.number, "", self.recording.describe(&record.event));
+        let _ = write!(text, "{picture}{:indent$}{}", "", self.recording.describe(&record.event));
         if let (true, Some(at)) = (options.sources, record.at) {
             let _ = write!(text, "  ({}:{})", at.file(), at.line());
         }

@@ -245,7 +245,36 @@
     while (i + 3 < data.counts.length && data.counts[i + 3] <= cursor) i += 3;
     const lost = data.lost ? `; ${data.lost} events before these are lost` : "";
     $("counts").textContent = `${data.counts[i + 1]} in flight, ${data.counts[i + 2]} pending${lost}`;
+    mark();
   }
+
+  // The source, if the page has it: the lines at which the stacks stand, that of the event first.
+  $("code").hidden = !data.files.length;
+  document.body.classList.toggle("coded", data.files.length > 0);
+  const pane = data.files.length ? codePane($("code"), data.files) : null;
+  const fileOf = new Map(data.files.map((file, n) => [file.path, n]));
+  function mark() {
+    pane?.show(data.lines[data.at[cursor]].map(([label, line, depth], n) => {
+      const [, path, number] = string(line).match(/^(.*):(\d+)$/);
+      return { file: fileOf.get(path), line: Number(number), label: string(label), colour: depth ? colour(depth) : "var(--faint)", now: n === 0 };
+    }));
+  }
+
+  // The page's address names the event, once the reader stays at one.
+  let naming = 0;
+  function name() {
+    clearTimeout(naming);
+    naming = setTimeout(() => {
+      try { history.replaceState(null, "", `#event=${field(cursor, NUMBER)}`); } catch { /* not for this page */ }
+    }, 300);
+  }
+  function linked() {
+    const wanted = location.hash.match(/^#event=(\d+)$/);
+    const at = wanted ? shown.findLastIndex((at) => field(at, NUMBER) <= Number(wanted[1])) : -1;
+    if (at >= 0) go(at);
+    return at >= 0;
+  }
+  addEventListener("hashchange", linked);
 
   function go(place, scroll = true) {
     if (!shown.length) return tell();
@@ -259,6 +288,7 @@
     }
     tell();
     draw();
+    name();
     const row = rows[field(cursor, TO)], tall = view.clientHeight;
     if (scroll && (row.top < view.scrollTop || row.top + row.height > view.scrollTop + tall)) {
       view.scrollTop = row.top + row.height < tall ? 0 : row.top - tall / 2;
@@ -428,5 +458,5 @@
   }
   // At the first violation or the failure, else at the first request in flight.
   const busy = data.counts.findIndex((n, i) => i % 3 === 1 && n > 0);
-  go(wrong.length ? places[wrong[0][0]] : busy > 0 ? places[data.counts[busy - 1]] : 0);
+  if (!linked()) go(wrong.length ? places[wrong[0][0]] : busy > 0 ? places[data.counts[busy - 1]] : 0);
 })();

@@ -1,0 +1,39 @@
+//! Exercise 7. A plug. After lesson 13.
+//!
+//! Fill in `plug`, `push` and the destructor. Plugs nest, as functions that plug call others that
+//! do: requests gather until the last one is dropped.
+
+use std::cell::{Cell, RefCell};
+
+use crate::judge::plug::{FULL, Kernel, Queue};
+
+pub struct MyQueue {
+    kernel: Kernel,
+    pending: RefCell<Vec<u32>>,
+    plugs: Cell<u32>,
+}
+
+pub struct MyPlug<'a>(&'a MyQueue);
+
+impl Queue for MyQueue {
+    type Plug<'a> = MyPlug<'a>;
+
+    fn new(kernel: Kernel) -> MyQueue {
+        MyQueue { kernel, pending: RefCell::default(), plugs: Cell::new(0) }
+    }
+
+    fn plug(&self) -> MyPlug<'_> {
+        todo!("count the plug")
+    }
+
+    fn push(&self, request: u32) {
+        self.pending.borrow_mut().push(request);
+        todo!("submit, unless the requests should gather")
+    }
+}
+
+impl Drop for MyPlug<'_> {
+    fn drop(&mut self) {
+        todo!("submit what has gathered, unless there is another plug")
+    }
+}

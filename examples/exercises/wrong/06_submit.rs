@@ -1,0 +1,48 @@
+//! Wrong solutions of exercise 6.
+
+use std::collections::VecDeque;
+use std::io::ErrorKind;
+
+use crate::judge::submit::Kernel;
+
+/// Takes `Ok` for all of them.
+pub fn forgets_the_tail(kernel: &Kernel, pending: &mut VecDeque<u32>) {
+    while !pending.is_empty() {
+        match kernel.submit(pending.make_contiguous()) {
+            Ok(_) => pending.clear(),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+            Err(_) => kernel.fail(pending.pop_front().expect("it is not empty")),
+        }
+    }
+}
+
+/// Takes an error of the first request for an error of all.
+pub fn fails_all(kernel: &Kernel, pending: &mut VecDeque<u32>) {
+    while !pending.is_empty() {
+        match kernel.submit(pending.make_contiguous()) {
+            Ok(accepted) => drop(pending.drain(..accepted)),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+            Err(_) => pending.drain(..).for_each(|request| kernel.fail(request)),
+        }
+    }
+}
+
+/// Takes "try again" for an error.
+pub fn fails_when_busy(kernel: &Kernel, pending: &mut VecDeque<u32>) {
+    while !pending.is_empty() {
+        match kernel.submit(pending.make_contiguous()) {
+            Ok(accepted) => drop(pending.drain(..accepted)),
+            Err(_) => kernel.fail(pending.pop_front().expect("it is not empty")),
+        }
+    }
+}
+
+/// Leaves an invalid request where it is: the others behind it are never submitted.
+pub fn stays_at_the_error(kernel: &Kernel, pending: &mut VecDeque<u32>) {
+    if pending.is_empty() {
+        return;
+    }
+    if let Ok(accepted) = kernel.submit(pending.make_contiguous()) {
+        pending.drain(..accepted);
+    }
+}
