@@ -60,7 +60,8 @@ impl RuntimeBuilder {
         self
     }
 
-    /// Sets the default stack size of coroutines in bytes, including the guard page.
+    /// Sets the default stack size of coroutines in bytes, including the guard page. At least
+    /// [`MIN_STACK_SIZE`](crate::task::MIN_STACK_SIZE): a smaller size is raised to it.
     pub fn stack_size(mut self, bytes: usize) -> RuntimeBuilder {
         self.context = self.context.stack_size(bytes);
         self
@@ -147,6 +148,30 @@ impl RuntimeBuilder {
     }
 
     /// Returns a builder for `count` such contexts, each on a thread of its own.
+    ///
+    /// Each thread runs the same closure, which borrows what the threads share. To distribute work,
+    /// let them take it from a shared list:
+    ///
+    /// ```
+    /// use coralio::RuntimeBuilder;
+    /// use std::sync::atomic::{AtomicUsize, Ordering};
+    ///
+    /// let (paths, next) = (["Cargo.toml", "README.md", "src/lib.rs"], AtomicUsize::new(0));
+    /// let bytes = RuntimeBuilder::new().threads(2).run(|_| {
+    ///     let mut bytes = 0;
+    ///     while let Some(path) = paths.get(next.fetch_add(1, Ordering::Relaxed)) {
+    ///         bytes += coralio::fs::read(path)?.len();
+    ///     }
+    ///     std::io::Result::Ok(bytes)
+    /// })?;
+    /// assert!(bytes.into_iter().sum::<std::io::Result<usize>>()? > 1000);
+    /// # std::io::Result::Ok(())
+    /// ```
+    ///
+    /// A [channel](crate::sync::channel) serves several threads too. A `Sender` that the closure
+    /// captures lives as long as the run, so the receivers never see the channel closed: send from the
+    /// closure's thread 0, with a sender taken out of a `Mutex<Option<_>>`, or send a last message to
+    /// each receiver.
     pub fn threads(self, count: usize) -> ThreadBuilder {
         ThreadBuilder::new(self, count)
     }
@@ -156,7 +181,7 @@ impl RuntimeBuilder {
     /// # Errors
     ///
     /// `InvalidInput`: invalid queue depth or CPUs. Otherwise the system's error if it lacks the resources
-    /// for a context or an engine, with the remedy.
+    /// for a context; or for an engine, with the remedy.
     ///
     /// # Panics
     ///
@@ -164,10 +189,8 @@ impl RuntimeBuilder {
     #[track_caller]
     pub fn run<T>(self, f: impl FnOnce() -> T) -> io::Result<T> {
         let (attach, context) = self.into_parts();
-        context.run_coroutine(|_context| {
-            attach()?;
-            Ok(f())
-        })?
+        // On the thread's own stack, so that the coroutines' may be small.
+        context.run_coroutine_with(|_context| attach(), |_context| f())
     }
 
     /// Returns what attaches the I/O engine, inside the context; and the context's builder.

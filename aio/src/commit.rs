@@ -61,6 +61,8 @@ use crate::file::File;
 /// })
 /// # }
 /// ```
+///
+/// To name the type, as for a field of a struct, box the closure: [`CommitFn`].
 #[doc(alias("batch", "fsync", "WAL"))]
 pub struct GroupCommit<B, F> {
     state: CoMutex<State<B, F>>,
@@ -74,6 +76,32 @@ pub struct GroupCommit<B, F> {
     /// The writers are coroutines of one context.
     _home: PhantomData<*const ()>,
 }
+
+/// A boxed commit function, so that the type of a [`GroupCommit`] can be named.
+///
+/// ```
+/// use coralio::commit::{CommitFn, GroupCommit};
+/// use std::rc::Rc;
+///
+/// struct Log {
+///     file: Rc<coralio::File>,
+///     syncs: GroupCommit<(), CommitFn<()>>,
+/// }
+///
+/// # fn main() -> std::io::Result<()> {
+/// # let path = std::env::temp_dir().join(format!("coralio-boxed-doc-{}", std::process::id()));
+/// coralio::run(|| {
+///     let file = Rc::new(coralio::File::options().write(true).create(true).open(&path)?);
+///     let synced = Rc::clone(&file);
+///     let log = Log { file, syncs: GroupCommit::new(Box::new(move |()| synced.sync_data())) };
+///     log.file.write_at(b"first", 0)?;
+///     log.syncs.sync_or_poison()?;
+///     # std::fs::remove_file(&path)?;
+///     Ok(())
+/// })
+/// # }
+/// ```
+pub type CommitFn<B> = Box<dyn FnMut(&mut B) -> io::Result<()>>;
 
 struct State<B, F> {
     filling: B,
@@ -135,7 +163,8 @@ impl<B, F: FnMut(&mut B) -> io::Result<()>> GroupCommit<B, F> {
     /// batch is durable. A batch grows as long as the one before it is committed: memory is bounded by
     /// the number of writers.
     ///
-    /// `add` runs immediately, in the order of the calls; it must not yield.
+    /// `add` runs immediately, in the order of the calls. It must not yield: all other writers wait for
+    /// it meanwhile. A call of `append` in `add` panics, one in `commit` waits for ever.
     ///
     /// # Errors
     ///

@@ -5,7 +5,7 @@
 //!     a file on disk    ------------------->  engine: io_uring
 //!     a file on tmpfs   ------------------->  memory: native AIO, created when first needed
 //!
-//!   BackendKind::Auto elsewhere (file/route.rs)
+//!   BackendKind::Auto elsewhere
 //!     direct or page-cached     ----------->  engine: native AIO, refuses blocking requests  --+
 //!     known to block                                                                           | EAGAIN
 //!         |                                                                                    |
@@ -13,9 +13,8 @@
 //! ```
 //!
 //! The loop sees the engines as one event source. It sleeps in the first engine; the fallback ends
-//! that sleep through the context's notifier; for the engine of files in memory see `memory.rs`.
-//! io_uring needs no fallback, since its own workers perform requests that would block its submit;
-//! nor do threads.
+//! that sleep through the context's notifier. io_uring needs no fallback, since its own workers
+//! perform requests that would block its submit; nor do threads.
 
 #![allow(unsafe_code)]
 

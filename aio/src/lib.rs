@@ -33,7 +33,9 @@
 //! |---|---|
 //! | run a program | [`run`], or [`RuntimeBuilder`] for the backend, queue depth, stack size |
 //! | start and join coroutines | [`spawn`], [`spawn_now`], [`JoinHandle`]; with borrows: [`scope`] |
+//! | run a context on each of several threads | [`RuntimeBuilder::threads`] |
 //! | read and write files | [`File`], [`OpenOptions`], [`AlignedBuf`]; names and directories: [`fs`] |
+//! | use a library for `std::io::{Read, Write, Seek}` | [`fs::FileCursor`] |
 //! | make many writers' records durable with one sync | [`commit`] |
 //! | wait, with a limit | [`sleep`], [`timeout`], [`yield_now`]; intervals, cancellation: [`task`] |
 //! | wait for several things | [`task::select`], [`task::race`], [`task::JoinSet`] |
@@ -41,6 +43,7 @@
 //! | use it from an async program | [`task::Remote`] |
 //! | share data between coroutines | [`sync`]: locks, semaphore, channels, notifications, barrier |
 //! | use sockets and pipes | [`net`] |
+//! | end at a signal, such as Ctrl-C | [`task::ctrl_c`], [`task::signal`] |
 //! | use the event loop itself | [`context`]: bottom halves, timers, descriptors, I/O threads |
 //! | switch between coroutines by hand | [`coroutine`]: enter, yield, wake |
 //! | test code against crashes | [`mod@simulate`] |
@@ -124,6 +127,22 @@ pub use coralio_runtime::report;
 
 /// Names, directories, whole files and options, beside [`File`] and [`OpenOptions`].
 ///
+/// ```
+/// use coralio::fs;
+///
+/// # fn main() -> std::io::Result<()> {
+/// # let dir = std::env::temp_dir().join(format!("coralio-fs-doc-{}", std::process::id()));
+/// coralio::run(|| {
+///     fs::create_dir(&dir)?;
+///     fs::write(dir.join("new"), "contents")?;
+///     fs::rename(dir.join("new"), dir.join("file"))?;
+///     fs::sync_dir(&dir)?; // the name is durable now
+///     assert_eq!(fs::File::open(dir.join("file"))?.len()?, 8);
+///     fs::remove_dir_all(&dir)
+/// })
+/// # }
+/// ```
+///
 /// The functions are those of `std::fs`, and suspend the coroutine instead of the thread. Their
 /// errors name the operation and the path; [`OsCode`](crate::task::OsCode) gives the system's code.
 /// In a [simulation](mod@crate::simulate) they act on the simulated disk, where a crash may undo
@@ -138,13 +157,36 @@ pub mod fs {
         copy_file_range, create_dir, create_dir_all, hard_link, metadata, read, read_dir, read_to_string, remove_dir,
         remove_dir_all, remove_file, rename, replace_file, symlink_metadata, sync_dir, try_exists, write,
     };
+    #[doc(no_inline)]
+    pub use crate::{File, OpenOptions};
 }
 
 /// Scopes, sets, handles, concurrent waits, times, signals, cancellation and errors of
 /// coroutines, beside [`spawn`] and [`JoinHandle`].
+///
+/// ```
+/// use coralio::task::{self, JoinSet, TimedOut};
+/// use std::time::Duration;
+///
+/// coralio::run(|| {
+///     let mut set = JoinSet::new();
+///     for n in 1..4 {
+///         set.spawn(move || task::sleep(Duration::from_millis(n)).map(|()| n));
+///     }
+///     let first = set.join_next()?.expect("three were spawned");
+///     assert_eq!(first.unwrap(), Ok(1));
+///     set.shutdown()?; // cancels the others, and waits for them
+///     let hour = Duration::from_secs(3600);
+///     assert_eq!(task::timeout(Duration::from_millis(1), || task::sleep(hour)), Err(TimedOut));
+///     std::io::Result::Ok(())
+/// })?;
+/// # std::io::Result::Ok(())
+/// ```
 pub mod task {
     #[doc(alias("Handle", "spawn_pinned", "LocalPoolHandle"))]
     pub use crate::remote::Remote;
+    #[doc(no_inline)]
+    pub use crate::{JoinHandle, block_on, scope, sleep, spawn, spawn_now, timeout, unblock, yield_now};
     #[doc(alias = "AbortOnDropHandle")]
     #[doc(inline)]
     pub use coralio_runtime::CancelOnDrop;
@@ -206,6 +248,34 @@ pub mod context {
 }
 
 /// Sockets, pipes and other descriptors that a coroutine waits for.
+///
+/// [`CoFd`](net::CoFd) is any of them, with blocking semantics that suspend the coroutine instead of
+/// the thread. [`TcpStream`](net::TcpStream), [`TcpListener`](net::TcpListener),
+/// [`UnixStream`](net::UnixStream), [`UnixListener`](net::UnixListener) and
+/// [`UdpSocket`](net::UdpSocket) are a `CoFd` with the type of `std` of that name in it, and have the
+/// methods of `std`. [`CoFd::new`](net::CoFd::new) makes one from the type of `std`,
+/// [`CoFd::into_inner`](net::CoFd::into_inner) or `From` returns that, and
+/// [`CoFd::get_ref`](net::CoFd::get_ref) lends it for options that have no method here.
+///
+/// ```
+/// use coralio::net::{TcpListener, TcpStream};
+/// use coralio::spawn;
+/// use std::io::{Read, Write};
+///
+/// coralio::run(|| {
+///     let listener = TcpListener::bind("127.0.0.1:0")?;
+///     let address = listener.local_addr()?;
+///     let server = spawn(move || {
+///         let (mut client, _from) = listener.accept()?;
+///         client.write_all(b"hello")
+///     });
+///     let mut answer = String::new();
+///     TcpStream::connect(address)?.read_to_string(&mut answer)?; // the server runs meanwhile
+///     assert_eq!(answer, "hello");
+///     server.join().unwrap()
+/// })?;
+/// # std::io::Result::Ok(())
+/// ```
 pub mod net {
     #[doc(alias = "AsyncFd")]
     #[doc(inline)]

@@ -62,7 +62,8 @@
 //!        or: CORALIO_SIM_SEED=3 cargo test the_log_survives -- --exact
 //! ```
 //!
-//! With either variable set, [`simulate`] makes only that run.
+//! With either variable set, [`simulate`] makes only that run. In a program that is not a test, the
+//! command is the program's own.
 //!
 //! [The backend's page](crate::backend::simulated#departs-from-linux) lists its differences from
 //! Linux.

@@ -30,7 +30,8 @@ pub struct ContextBuilder {
 }
 
 impl ContextBuilder {
-    /// Sets the default stack size of coroutines in bytes, guard page included.
+    /// Sets the default stack size of coroutines in bytes, guard page included. At least
+    /// [`MIN_STACK_SIZE`](crate::MIN_STACK_SIZE): a smaller size is raised to it.
     pub fn stack_size(mut self, bytes: usize) -> ContextBuilder {
         self.stack_size = bytes;
         self
@@ -177,9 +178,29 @@ impl ContextBuilder {
     /// Propagates a panic of `f`. Panics if this thread already runs a context.
     #[track_caller]
     pub fn run_coroutine<R>(self, f: impl FnOnce(&AioContext) -> R) -> io::Result<R> {
+        self.run_coroutine_with(|_context| Ok(()), f)
+    }
+
+    /// Runs `f` as [`run_coroutine`](Self::run_coroutine) does; first calls `prepare` inside the
+    /// context, on the thread's own stack, for example to attach an I/O engine.
+    ///
+    /// # Errors
+    ///
+    /// The error of `prepare`; `f` then does not run. Otherwise as `run_coroutine`.
+    ///
+    /// # Panics
+    ///
+    /// As `run_coroutine`.
+    #[track_caller]
+    pub fn run_coroutine_with<R>(
+        self,
+        prepare: impl FnOnce(&AioContext) -> io::Result<()>,
+        f: impl FnOnce(&AioContext) -> R,
+    ) -> io::Result<R> {
         // Here, not in the closure, so that the caller is recorded as the creator.
         let main = Coroutine::builder().name("main");
         self.run(|context| {
+            prepare(context)?;
             let first = || f(context);
             // SAFETY: what `first` borrows outlives `run`, and with it the context: leaving this
             // closure early, by a panic in the loop, ends in `LocalContext::run`, which unwinds all

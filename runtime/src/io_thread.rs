@@ -35,7 +35,7 @@ impl IoThread {
     ///
     /// # Errors
     ///
-    /// The thread or the loop's descriptors cannot be created.
+    /// The thread or the loop's descriptors cannot be created. `InvalidInput`: `name` contains a NUL.
     ///
     /// # Control
     ///
@@ -102,7 +102,7 @@ impl ContextBuilder {
     ///
     /// # Errors
     ///
-    /// The thread or the loop's descriptors cannot be created.
+    /// The thread or the loop's descriptors cannot be created. `InvalidInput`: `name` contains a NUL.
     ///
     /// # Control
     ///
@@ -139,6 +139,10 @@ impl ContextBuilder {
         name: &str,
         prepare: impl FnOnce(&AioContext) -> io::Result<()> + Send + 'static,
     ) -> io::Result<IoThread> {
+        if name.contains('\0') {
+            let why = format!("invalid name {name:?} for a thread: must contain no NUL");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
         let stop = Arc::new(AtomicBool::new(false));
         let (started, start) = mpsc::sync_channel(1);
         let stopped = Arc::clone(&stop);

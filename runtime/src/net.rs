@@ -7,12 +7,11 @@
 //! that, and [`CoFd::get_ref`] lends it for options that have no method here.
 //!
 //! ```
-//! use coralio_runtime::net::{TcpListener, TcpStream};
+//! use coralio::net::{TcpListener, TcpStream};
 //! use coralio::spawn;
-//! use coralio::context::AioContext;
 //! use std::io::{Read, Write};
 //!
-//! AioContext::run(|_ctx| {
+//! coralio::run(|| {
 //!     let listener = TcpListener::bind("127.0.0.1:0")?;
 //!     let address = listener.local_addr()?;
 //!     let server = spawn(move || {

@@ -53,7 +53,7 @@ pub(crate) use notify::NotifyState;
 pub(crate) use remote_queue::{RemoteEvent, RemoteQueue};
 pub(crate) use shared::SharedScheduler;
 
-pub(crate) use cancel::suspend_for;
+pub(crate) use cancel::{suspend_for, try_suspend_for};
 use loop_clock::LoopClock;
 use unwinding::Unwinding;
 

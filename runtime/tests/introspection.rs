@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use common::{in_child, panic_in};
 use coralio_runtime::{
-    AioContext, CoMutex, CoQueue, Coroutine, Interest, IoThread, scope, sleep, spawn, suspend, wait_readable, yield_now,
+    AioContext, CoMutex, CoQueue, Coroutine, Interest, IoThread, scope, shield, sleep, spawn, suspend, wait_readable,
+    yield_now,
 };
 
 /// Spawns a coroutine named `name`.
@@ -489,9 +490,32 @@ fn report_names_unwound_coroutines() {
         };
         two(AioContext::builder(), "loud");
         two(AioContext::builder().report_unwound(false), "quiet");
+        AioContext::run(|_| drop(named("single", suspend)));
+        AioContext::run(|ctx| {
+            let shielded = Coroutine::builder()
+                .name("shielded")
+                .spawn(|| {
+                    shield(|| {
+                        loop {
+                            suspend()
+                        }
+                    })
+                })
+                .unwrap();
+            ctx.poll(false);
+            shielded.cancel();
+        });
         return;
     };
     let said = String::from_utf8_lossy(&child.stderr);
-    assert_says(&said, &["context ended with 2 coroutines still alive, unwinding them: 'loud', #2;"]);
+    assert_says(
+        &said,
+        &["context ended with 2 coroutines still alive, unwinding them: 'loud', #2; join or cancel them first"],
+    );
+    assert_says(&said, &["ended with 1 coroutine still alive, unwinding it: 'single'; join or cancel it first"]);
+    assert_says(
+        &said,
+        &["ended with 1 coroutine still alive, unwinding it: 'shielded'; join it after the cancellation"],
+    );
     assert!(!said.contains("'quiet'"), "{said}");
 }

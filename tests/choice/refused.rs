@@ -2,9 +2,10 @@
 
 use std::io::ErrorKind;
 
-use coralio::RuntimeBuilder;
 use coralio::driver::{BackendKind, DEFAULT_QUEUE_DEPTH, SelectedBackend, selected_backend};
 use coralio::engine::linux_aio::LinuxAio;
+use coralio::task::MIN_STACK_SIZE;
+use coralio::{RuntimeBuilder, spawn};
 
 use crate::common::{has, skipped};
 use crate::{chosen, forbid, in_child, in_child_with, io_works};
@@ -239,5 +240,20 @@ fn backend_is_selected_by_the_environment() {
             words.iter().for_each(|words| assert!(error.to_string().contains(words), "no `{words}` in: {error}"));
         }
         (other, value) => panic!("{value}: {other:?}"),
+    }
+}
+
+#[test]
+fn smallest_stack_is_enough_for_a_program() {
+    // C11: the smallest stack runs a closure that does little, whatever the backend needs at its
+    // creation. In a child process, which a stack overflow would end
+    if in_child("refused::smallest_stack_is_enough_for_a_program") {
+        return;
+    }
+    for backend in [BackendKind::Auto, BackendKind::Aio, BackendKind::Uring, BackendKind::Threads] {
+        for size in [0, MIN_STACK_SIZE] {
+            let ran = RuntimeBuilder::new().backend(backend).stack_size(size).run(|| spawn(|| 1).join().unwrap());
+            assert_eq!(ran.unwrap_or(1), 1, "{backend}");
+        }
     }
 }

@@ -116,3 +116,22 @@ fn longest_delay_does_not_panic_out_of_a_submit() {
         });
     }
 }
+
+#[test]
+fn sleep_beyond_the_clocks_range_is_a_deadlock() {
+    // E17: a sleep within the clock's 584 years takes one step; a longer one is reported as what never
+    // ends, like the longest
+    let sleeps = |seconds| {
+        Simulation::new().search(0..1, |sim| {
+            let time = Duration::from_secs(seconds);
+            sleep(time)?;
+            assert!(sim.now() >= time);
+            Ok(())
+        })
+    };
+    sleeps(1 << 34).unwrap();
+    for seconds in [1 << 35, 1 << 50, u64::MAX] {
+        let failure = sleeps(seconds).unwrap_err();
+        assert!(failure.message.contains("deadlock: every coroutine waits"), "{seconds}: {failure}");
+    }
+}

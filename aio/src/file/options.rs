@@ -84,6 +84,12 @@ macro_rules! setters {
     };
 }
 
+impl Default for OpenOptions {
+    fn default() -> OpenOptions {
+        OpenOptions::new()
+    }
+}
+
 impl OpenOptions {
     setters! {
         /// Opens for reading.
@@ -102,7 +108,10 @@ impl OpenOptions {
         truncate,
     }
 
-    pub(super) fn new() -> OpenOptions {
+    /// Creates options that open nothing yet: set at least [`read`](Self::read),
+    /// [`write`](Self::write) or [`append`](Self::append). As
+    /// [`File::options`](crate::File::options).
+    pub fn new() -> OpenOptions {
         OpenOptions { access: Access::default(), mode: 0o666, custom_flags: 0, direct: Direct::Auto }
     }
 

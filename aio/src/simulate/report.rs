@@ -1,8 +1,10 @@
 //! Reports a failed run: shrinks its tape, and describes how to reproduce it.
 
+use std::env;
 use std::error::Error;
 use std::fmt;
 use std::io;
+use std::path::Path;
 use std::thread;
 
 use crate::backend::simulated::tape::{Choice, Tape, Text};
@@ -100,6 +102,22 @@ impl Failure {
     }
 }
 
+/// Returns the command that makes the run again: for a test, whose thread has its name, or which is
+/// one of Cargo's test programs; otherwise that of this program.
+fn command(thread: Option<&str>, program: &Path, args: impl Iterator<Item = String>) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_=+./,:@%".contains(c);
+    let quoted = |arg: String| match !arg.is_empty() && arg.chars().all(is_plain) {
+        true => arg,
+        false => format!("'{}'", arg.replace('\'', r"'\''")),
+    };
+    match thread.filter(|&name| name != "main") {
+        // `--exact`: not also the tests whose names contain this one's.
+        Some(test) => format!("cargo test {test} -- --exact"),
+        None if program.parent().is_some_and(|folder| folder.ends_with("deps")) => "cargo test".into(),
+        None => args.map(quoted).collect::<Vec<_>>().join(" "),
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Failure { message, shrunk_message, seed, run, tape, nonzero_choices, fingerprint, log, is_flaky } = self;
@@ -120,16 +138,37 @@ impl fmt::Display for Failure {
         if shrunk_message != message {
             writeln!(f, "the shrunk tape fails with: {shrunk_message}")?;
         }
-        // `--exact`: not also the tests whose names contain this one's.
-        let test = thread::current().name().filter(|&name| name != "main").map(|name| format!(" {name} -- --exact"));
-        let test = test.unwrap_or_default();
+        let program = env::current_exe().unwrap_or_default();
+        let command = command(thread::current().name(), &program, env::args());
         let tape = is_short.then(|| format!("CORALIO_SIM_TAPE='{tape}'"));
         let ways = tape.into_iter().chain(seed.map(|seed| format!("CORALIO_SIM_SEED={seed}")));
         for (way, start) in ways.zip(["reproduce:", "       or:"]) {
-            writeln!(f, "{start} {way} cargo test{test}")?;
+            writeln!(f, "{start} {way} {command}")?;
         }
         write!(f, "events:\n{log}")
     }
 }
 
 impl Error for Failure {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_is_that_of_the_test_or_program() {
+        // E17: a failure in a program names the program, one in a test the test
+        let of = |thread, program: &str| {
+            command(
+                thread,
+                Path::new(program),
+                ["target/debug/search", "--seed", "it's 1"].map(String::from).into_iter(),
+            )
+        };
+        let program = r"target/debug/search --seed 'it'\''s 1'";
+        assert_eq!(of(Some("main"), "/x/target/debug/search"), program);
+        assert_eq!(of(None, "/x/target/debug/search"), program);
+        assert_eq!(of(Some("log::survives"), "/x/target/debug/deps/log-1"), "cargo test log::survives -- --exact");
+        assert_eq!(of(Some("main"), "/x/target/debug/deps/log-1"), "cargo test");
+    }
+}

@@ -7,6 +7,9 @@ use std::panic::Location;
 /// The error of a wait that was cut short because its coroutine was cancelled or an enclosing
 /// timeout expired. Also the panic payload that unwinds a coroutine whose context ended, and the
 /// error that its join handle then returns.
+///
+/// `?` converts it to an [`io::Error`], of kind `Other`, which [`is_cause_of`](Cancelled::is_cause_of)
+/// recognises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cancelled;
 

@@ -19,10 +19,9 @@ impl Coroutine {
     /// stacks of its enterers.
     ///
     /// ```
-    /// use coralio::context::AioContext;
     /// use coralio::coroutine::{Coroutine, suspend};
     ///
-    /// AioContext::run(|_ctx| {
+    /// coralio::run(|| {
     ///     let co = Coroutine::new(suspend);
     ///     co.enter();
     ///     println!("{co} waits here:\n{}", co.backtrace().unwrap());

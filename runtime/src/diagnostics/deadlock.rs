@@ -54,11 +54,12 @@ pub(crate) fn reporter() -> IdleHook {
 
 fn report_stuck(scheduler: &Scheduler, stuck: &[&'static ControlBlock]) {
     const MAX: usize = 32;
-    let mut text = format!(
-        "coralio: deadlock: nothing can wake these {} coroutines; the loop has no I/O in flight, no timer and no \
-         watch\n",
-        stuck.len()
-    );
+    let which = match stuck.len() {
+        1 => "this coroutine".to_string(),
+        count => format!("these {count} coroutines"),
+    };
+    let mut text =
+        format!("coralio: deadlock: nothing can wake {which}; the loop has no I/O in flight, no timer and no watch\n");
     for block in stuck.iter().take(MAX) {
         // Writing to a string does not fail.
         let _ = writeln!(text, "  {}", scheduler.describe(block));

@@ -15,10 +15,11 @@ use crate::sys::report;
 /// as [`Cancelled`](crate::Cancelled).
 ///
 /// ```
-/// use coralio_runtime::{AioContext, Coroutine, install_panic_hook};
+/// use coralio::context::install_panic_hook;
+/// use coralio::coroutine::Coroutine;
 ///
 /// install_panic_hook();
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     // coralio: panic in coroutine 'parser', created at src/main.rs:6:20
 ///     // thread 'main' panicked at ...
 ///     let parser = Coroutine::builder().name("parser").spawn(|| panic!("no input")).unwrap();

@@ -46,12 +46,11 @@ pub use transfer::splice;
 ///
 /// ```
 /// use coralio::spawn;
-/// use coralio::context::AioContext;
 /// use coralio::net::CoFd;
 /// use std::io::{Read, Write};
 /// use std::os::unix::net::UnixStream;
 ///
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let (near, far) = UnixStream::pair().unwrap();
 ///     let echo = spawn(move || {
 ///         let far = CoFd::new(far)?;
@@ -326,11 +325,10 @@ impl<S> CoFd<S> {
     ///
     /// ```
     /// use coralio::spawn;
-    /// use coralio::context::AioContext;
     /// use coralio::net::CoFd;
     /// use std::net::UdpSocket;
     ///
-    /// AioContext::run(|_ctx| {
+    /// coralio::run(|| {
     ///     let receiver = UdpSocket::bind("127.0.0.1:0")?;
     ///     let to = receiver.local_addr()?;
     ///     let sender = CoFd::new(UdpSocket::bind("127.0.0.1:0")?)?;

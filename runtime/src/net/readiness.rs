@@ -15,12 +15,11 @@ use crate::task::Coroutine;
 ///
 /// ```
 /// use coralio::spawn;
-/// use coralio::context::AioContext;
 /// use coralio::net::wait_readable;
 /// use std::io::{Read, Write};
 /// use std::os::unix::net::UnixStream;
 ///
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let (mut near, mut far) = UnixStream::pair().unwrap();
 ///     let reader = spawn(move || {
 ///         let mut word = [0; 5];

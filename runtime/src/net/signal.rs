@@ -56,14 +56,13 @@ pub fn signal(signal: i32) -> io::Result<Signal> {
 /// for are ignored. A program that shuts down slowly should wait for a second one, and exit.
 ///
 /// ```no_run
-/// use coralio::context::AioContext;
 /// use coralio::task::{ctrl_c, race};
 ///
 /// fn serve() {
 ///     // ..
 /// }
 ///
-/// AioContext::run(|_ctx| race((|| _ = ctrl_c(), serve)));
+/// coralio::run(|| race((|| _ = ctrl_c(), serve)));
 /// ```
 ///
 /// # Errors

@@ -19,9 +19,8 @@ use crate::task::timeout;
 /// A TCP connection. Methods have the names of [`std::net::TcpStream`].
 ///
 /// ```
-/// use coralio_runtime::net::TcpStream;
+/// use coralio::net::TcpStream;
 /// use coralio::spawn;
-/// use coralio::context::AioContext;
 /// use std::io::{Read, Write};
 /// use std::net::{Shutdown, TcpListener};
 ///
@@ -31,7 +30,7 @@ use crate::task::timeout;
 ///     let (mut client, _) = listener.accept()?;
 ///     std::io::copy(&mut client.try_clone()?, &mut client)
 /// });
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let client = spawn(move || {
 ///         let mut stream = TcpStream::connect(address)?;
 ///         stream.set_nodelay(true)?;
@@ -50,7 +49,26 @@ pub type TcpStream = CoFd<net::TcpStream>;
 /// A socket that accepts TCP connections. Methods have the names of [`std::net::TcpListener`].
 ///
 /// Several contexts can accept at one port: see [`bind_reuse_port`](TcpListener::bind_reuse_port).
-/// The module has an example: [`net`](crate::net).
+///
+/// ```
+/// use coralio::net::{TcpListener, TcpStream};
+/// use coralio::spawn;
+/// use std::io::{Read, Write};
+///
+/// coralio::run(|| {
+///     let listener = TcpListener::bind("127.0.0.1:0")?;
+///     let address = listener.local_addr()?;
+///     let server = spawn(move || {
+///         let (mut client, _from) = listener.accept()?;
+///         client.write_all(b"hello")
+///     });
+///     let mut answer = String::new();
+///     TcpStream::connect(address)?.read_to_string(&mut answer)?;
+///     assert_eq!(answer, "hello");
+///     server.join().unwrap()
+/// })?;
+/// # std::io::Result::Ok(())
+/// ```
 pub type TcpListener = CoFd<net::TcpListener>;
 
 const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
@@ -223,7 +241,7 @@ impl CoFd<net::TcpListener> {
     /// accepted the connection, the connection is reset.
     ///
     /// ```
-    /// use coralio_runtime::net::TcpListener;
+    /// use coralio::net::TcpListener;
     /// use coralio::context::AioContext;
     ///
     /// AioContext::run(|_ctx| {

@@ -11,11 +11,10 @@ use crate::net::{CoFd, ToSocketAddrs};
 /// A UDP socket. Methods have the names of [`std::net::UdpSocket`].
 ///
 /// ```
-/// use coralio_runtime::net::UdpSocket;
+/// use coralio::net::UdpSocket;
 /// use coralio::spawn;
-/// use coralio::context::AioContext;
 ///
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let receiver = UdpSocket::bind("127.0.0.1:0")?;
 ///     let to = receiver.local_addr()?;
 ///     let received = spawn(move || {

@@ -18,12 +18,11 @@ use crate::task::sleep;
 /// [`std::os::unix::net::UnixStream`].
 ///
 /// ```
-/// use coralio_runtime::net::UnixStream;
+/// use coralio::net::UnixStream;
 /// use coralio::spawn;
-/// use coralio::context::AioContext;
 /// use std::io::{Read, Write};
 ///
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let (mut near, mut far) = UnixStream::pair()?;
 ///     let reader = spawn(move || {
 ///         let mut word = [0; 5];
@@ -41,12 +40,11 @@ pub type UnixStream = CoFd<net::UnixStream>;
 /// [`std::os::unix::net::UnixListener`].
 ///
 /// ```
-/// use coralio_runtime::net::{UnixListener, UnixStream};
+/// use coralio::net::{UnixListener, UnixStream};
 /// use coralio::spawn;
-/// use coralio::context::AioContext;
 ///
 /// let path = std::env::temp_dir().join(format!("coralio-unix-doc-{}", std::process::id()));
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let listener = UnixListener::bind(&path)?;
 ///     let server = spawn(move || listener.accept().map(drop));
 ///     let client = UnixStream::connect(&path)?;

@@ -22,6 +22,18 @@ pub(crate) fn suspend_for(reason: WaitReason) {
     Scheduler::expect("suspending a coroutine").suspend_for(reason);
 }
 
+/// As [`suspend_for`], for waits that can fail: in a destructor on the coroutine's own unwinding
+/// stack this returns the error.
+///
+/// # Control
+///
+/// Yields.
+#[inline]
+#[track_caller]
+pub(crate) fn try_suspend_for(reason: WaitReason) -> Result<(), Cancelled> {
+    Scheduler::expect("suspending a coroutine").try_suspend_for(reason)
+}
+
 impl Scheduler {
     /// Returns whether waits of this coroutine end early: it was cancelled, or a timeout has
     /// expired. Has no side effect: the wait may still find that it has succeeded, and then the
@@ -68,7 +80,7 @@ impl Scheduler {
     }
 
     /// Suspends the running coroutine until `look` returns a value, or until the wait is cut short
-    /// with [`Cancelled`].
+    /// with [`Cancelled`]; immediately in a destructor on the coroutine's own unwinding stack.
     ///
     /// # Control
     ///
@@ -86,7 +98,7 @@ impl Scheduler {
             if let Some(block) = self.running().filter(|block| self.is_cancelled(block)) {
                 return Err(self.cut_short(block));
             }
-            self.suspend_for(reason);
+            self.try_suspend_for(reason)?;
         }
     }
 }

@@ -143,6 +143,18 @@ impl Scheduler {
         }
     }
 
+    /// Suspends like `suspend_for`, for waits that can fail: a destructor on the coroutine's own
+    /// unwinding stack gets the error.
+    ///
+    /// # Control
+    ///
+    /// As `suspend_for`.
+    #[inline(always)]
+    #[track_caller]
+    pub(crate) fn try_suspend_for(&self, reason: WaitReason) -> Result<(), Cancelled> {
+        if self.suspend_if_possible(reason) { Ok(()) } else { self.suspend_or_fail(reason) }
+    }
+
     /// Suspends the running coroutine. Returns false immediately if any stack of this thread is
     /// unwinding: I/O is then waited for in place. That holds also if the unwinding stack lies
     /// below, so that a coroutine that panics above it, and does I/O in a destructor, is not
@@ -248,8 +260,9 @@ fn yields_outside() -> ! {
 #[track_caller]
 fn yields_with_lock(local: &LocalState, guards: u32) -> ! {
     panic!(
-        "coroutine {} yields while it holds the context's lock ({guards} guards): the next coroutine would run under \
-         it; drop the guards first",
-        local.label()
+        "coroutine {} yields while it holds the context's lock ({guards} {}): the next coroutine would run under it; \
+         drop the guards first",
+        local.label(),
+        if guards == 1 { "guard" } else { "guards" }
     )
 }

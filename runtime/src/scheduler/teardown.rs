@@ -6,6 +6,11 @@ use crate::coroutine::{BlockRef, ControlBlock, Resume, State};
 use crate::scheduler::{Frame, Scheduler};
 use crate::sys::{FirstPanic, Payload, abort, in_child, report};
 
+/// Returns the noun and the pronoun for `count` coroutines.
+fn plural(count: usize) -> (&'static str, &'static str) {
+    if count == 1 { ("coroutine", "it") } else { ("coroutines", "them") }
+}
+
 impl Scheduler {
     /// Lets nothing new start and nothing be woken.
     pub(crate) fn set_ending(&self) {
@@ -22,9 +27,10 @@ impl Scheduler {
     /// be reached from a later context of this thread.
     pub(crate) fn leak(&self) {
         let left: Vec<_> = self.live_in_any_order().collect();
+        let (coroutines, them) = plural(left.len());
         report(format_args!(
-            "coralio: context ended with {} suspended coroutines, leaking them: with panic = \"abort\" they cannot be \
-             unwound; join them before the context ends",
+            "coralio: context ended with {} suspended {coroutines}, leaking {them}: with panic = \"abort\" no stack can be \
+             unwound; join {them} before the context ends",
             left.len()
         ));
         left.iter().for_each(|block| block.word.retire());
@@ -66,9 +72,13 @@ impl Scheduler {
         }
         let names = left.iter().filter(unfinished).take(MAX).map(|block| self.local(block).label().to_string());
         let (shown, more) = (names.collect::<Vec<_>>().join(", "), if count > MAX { ", .." } else { "" });
+        let (coroutines, them) = plural(count);
+        let remedy = match left.iter().filter(unfinished).all(|block| block.word.is_cancelled()) {
+            true => format!("join {them} after the cancellation, which takes effect at the next wait outside a shield"),
+            false => format!("join or cancel {them} first"),
+        };
         report(format_args!(
-            "coralio: context ended with {count} coroutines still alive, unwinding them: {shown}{more}; join or cancel \
-             them first"
+            "coralio: context ended with {count} {coroutines} still alive, unwinding {them}: {shown}{more}; {remedy}"
         ));
     }
 

@@ -2,12 +2,13 @@
 //! unwinds cannot be suspended, since another coroutine would see that state.
 
 use std::cell::Cell;
-use std::panic::resume_unwind;
+use std::panic::{Location, resume_unwind};
 use std::{ptr, thread};
 
 use crate::coroutine::{BlockRef, Cancelled, LocalState, WaitReason};
 use crate::scheduler::Scheduler;
 use crate::sys::abort;
+use crate::trace::WaitKind;
 
 /// How often a coroutine may catch the unwinding and wait again.
 const MAX_SWALLOWED: u16 = 1000;
@@ -66,14 +67,33 @@ impl Scheduler {
     pub(super) fn suspend_above_unwinding(&self, reason: WaitReason) {
         let block = self.running().expect("only a coroutine is refused");
         if !self.can_suspend() {
-            return self.refuse_to_suspend(self.local(block));
+            return self.refuse_to_suspend(self.local(block), reason, Location::caller());
         }
         self.unwinding.suspended_above.set(Some(block.id()));
         self.leave_stack(block, reason);
     }
 
+    /// Suspends as `suspend_above_unwinding`; but a destructor on the coroutine's own unwinding stack
+    /// gets the error, since its wait has one.
     #[cold]
-    fn refuse_to_suspend(&self, local: &LocalState) {
+    #[track_caller]
+    pub(super) fn suspend_or_fail(&self, reason: WaitReason) -> Result<(), Cancelled> {
+        let block = self.running().expect("only a coroutine is refused");
+        if self.is_panicking() && self.hidden_unwinding(self.local(block)).is_none() {
+            return Err(Cancelled);
+        }
+        self.suspend_above_unwinding(reason);
+        Ok(())
+    }
+
+    /// Returns another coroutine that was suspended above an unwinding stack: it may have panicked
+    /// unnoticed, and the thread's panic state may be its own.
+    fn hidden_unwinding(&self, local: &LocalState) -> Option<BlockRef> {
+        self.unwinding.suspended_above.get().filter(|other| other.is_live() && !ptr::eq(self.local(other.block), local))
+    }
+
+    #[cold]
+    fn refuse_to_suspend(&self, local: &LocalState, reason: WaitReason, wait: &Location<'_>) {
         if local.unwinding.get() && !self.is_panicking() {
             // The coroutine caught the unwinding and continued. Unwind it again, but not for ever.
             let swallowed = local.swallowed.get() + 1;
@@ -88,22 +108,18 @@ impl Scheduler {
                 local.created_at.get()
             ));
         }
-        let (name, at) = (local.label(), local.created_at.get());
-        if let Some(other) = self
-            .unwinding
-            .suspended_above
-            .get()
-            .filter(|other| other.is_live() && !ptr::eq(self.local(other.block), local))
-        {
+        let (name, at, kind) = (local.label(), local.created_at.get(), WaitKind::from(reason));
+        if let Some(other) = self.hidden_unwinding(local) {
             abort(format_args!(
-                "coroutine {name} (created at {at}) waits while a stack of its thread unwinds: its local, or that of coroutine {}, \
-                 which waited above another stack that unwound; a destructor may do I/O, but not wait for another coroutine",
+                "coroutine {name} (created at {at}) waits for {kind}, at {wait}, while a stack of its thread unwinds: its \
+                 local, or that of coroutine {}, which waited above another stack that unwound; a destructor may do I/O, \
+                 but not wait for another coroutine",
                 self.local(other.block).label()
             ));
         }
         abort(format_args!(
-            "coroutine {name} (created at {at}) waits while its stack unwinds; a destructor may do I/O but not wait for \
-             another coroutine"
+            "coroutine {name} (created at {at}) waits for {kind}, at {wait}, while its stack unwinds; a destructor may do \
+             I/O, and call waits that return `Cancelled` there, but this one cannot return it"
         ));
     }
 }

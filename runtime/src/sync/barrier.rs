@@ -14,12 +14,11 @@ use crate::sync::wait_queue::{Abandoned, WaitQueue};
 ///
 /// ```
 /// use coralio::spawn;
-/// use coralio::context::AioContext;
 /// use coralio::sync::Barrier;
 /// use std::cell::Cell;
 /// use std::rc::Rc;
 ///
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let shared = Rc::new((Barrier::new(3), Cell::new(0)));
 ///     let tasks = [(); 3].map(|()| {
 ///         let shared = Rc::clone(&shared);

@@ -1,16 +1,18 @@
-//! A bounded message queue from any number of senders to any number of receivers (rule S4).
+//! A bounded message queue from any number of senders to any number of receivers.
 //!
-//! Messages, handle counts and the wait queue are guarded by one lock. A waiter has its message, or
-//! the place for it, in its node; so the other side moves the message itself, and the waiter finds
-//! everything done. Therefore:
-//!
-//! - *one kind waits*: receivers are queued only while there is no message, senders only while
-//!   there is no room. So one wait queue serves both, and no later arrival can take a message or a
-//!   place meant for a waiter.
-//!
-//! A sender's node carries a message, a receiver's carries none; a grant reverses that. A grant
-//! that did not means that the other side is gone. A receiver that unwinds after its grant returns
-//! the message to the front; until it is received, there may be more messages than the capacity.
+//! Created by [`bounded`], which has an example.
+
+// Rule S4. Messages, handle counts and the wait queue are guarded by one lock. A waiter has its
+// message, or the place for it, in its node; so the other side moves the message itself, and the
+// waiter finds everything done. Therefore:
+//
+// - *one kind waits*: receivers are queued only while there is no message, senders only while
+//   there is no room. So one wait queue serves both, and no later arrival can take a message or a
+//   place meant for a waiter.
+//
+// A sender's node carries a message, a receiver's carries none; a grant reverses that. A grant
+// that did not means that the other side is gone. A receiver that unwinds after its grant returns
+// the message to the front; until it is received, there may be more messages than the capacity.
 
 mod error;
 
@@ -35,10 +37,9 @@ use crate::sync::wait_queue::{Abandoned, Locked, WaitQueue};
 ///
 /// ```
 /// use coralio::spawn;
-/// use coralio::context::AioContext;
 /// use coralio::sync::channel;
 ///
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let (sender, receiver) = channel::bounded(2);
 ///     let producer = spawn(move || (0..10).try_for_each(|n| sender.send(n)));
 ///     let consumer = spawn(move || receiver.iter().sum::<i32>()); // until the producer has ended

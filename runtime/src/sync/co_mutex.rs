@@ -30,11 +30,10 @@ const HELD_WITH_LINE: u32 = 3;
 ///
 /// ```
 /// use coralio::{spawn, yield_now};
-/// use coralio::context::AioContext;
 /// use coralio::sync::CoMutex;
 /// use std::rc::Rc;
 ///
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let total = Rc::new(CoMutex::new(0));
 ///     let tasks: Vec<_> = (0..10)
 ///         .map(|_| {
@@ -92,6 +91,9 @@ impl<T: ?Sized> CoMutex<T> {
     ///
     /// If the coroutine holds the lock already: it counts as the owner until the guard is dropped,
     /// wherever the guard was moved. Outside a coroutine, if it would have to wait.
+    ///
+    /// Aborts the process if it has to wait in a destructor on an unwinding stack: see
+    /// [`can_suspend`](crate::can_suspend).
     ///
     /// # Control
     ///

@@ -12,11 +12,10 @@ use crate::sync::wait_queue::{Abandoned, WaitQueue};
 ///
 /// ```
 /// use coralio::spawn;
-/// use coralio::context::AioContext;
 /// use coralio::sync::{CoMutex, CoQueue};
 /// use std::rc::Rc;
 ///
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let shared = Rc::new((CoMutex::new(None), CoQueue::new()));
 ///     let reader = spawn({
 ///         let shared = Rc::clone(&shared);
@@ -54,6 +53,9 @@ impl CoQueue {
     /// # Panics
     ///
     /// Outside a coroutine.
+    ///
+    /// Aborts the process if it has to wait in a destructor on an unwinding stack: see
+    /// [`can_suspend`](crate::can_suspend).
     ///
     /// # Control
     ///

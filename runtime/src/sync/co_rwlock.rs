@@ -70,11 +70,10 @@ impl Share {
 ///
 /// ```
 /// use coralio::{spawn, yield_now};
-/// use coralio::context::AioContext;
 /// use coralio::sync::CoRwLock;
 /// use std::rc::Rc;
 ///
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let table = Rc::new(CoRwLock::new(vec![1, 2]));
 ///     let readers = [(); 2].map(|()| {
 ///         let table = Rc::clone(&table);
@@ -159,6 +158,9 @@ impl<T: ?Sized> CoRwLock<T> {
     ///
     /// If the coroutine holds the lock for writing; outside a coroutine, if it would have to wait.
     ///
+    /// Aborts the process if it has to wait in a destructor on an unwinding stack: see
+    /// [`can_suspend`](crate::can_suspend).
+    ///
     /// # Control
     ///
     /// May yield.
@@ -203,6 +205,9 @@ impl<T: ?Sized> CoRwLock<T> {
     /// # Panics
     ///
     /// If the coroutine holds the lock for writing; outside a coroutine, if it would have to wait.
+    ///
+    /// Aborts the process if it has to wait in a destructor on an unwinding stack: see
+    /// [`can_suspend`](crate::can_suspend).
     ///
     /// # Control
     ///

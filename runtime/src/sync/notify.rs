@@ -19,12 +19,11 @@ use crate::sync::wait_queue::{Abandoned, WaitQueue};
 ///
 /// ```
 /// use coralio::spawn;
-/// use coralio::context::AioContext;
 /// use coralio::sync::Notify;
 /// use std::cell::Cell;
 /// use std::rc::Rc;
 ///
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let shared = Rc::new((Cell::new(0), Notify::new()));
 ///     let waiter = spawn({
 ///         let shared = Rc::clone(&shared);

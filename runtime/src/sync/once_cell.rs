@@ -11,12 +11,11 @@ use crate::sync::CoMutex;
 ///
 /// ```
 /// use coralio::{spawn, yield_now};
-/// use coralio::context::AioContext;
 /// use coralio::sync::OnceCell;
 /// use std::cell::Cell;
 /// use std::rc::Rc;
 ///
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let shared = Rc::new((OnceCell::new(), Cell::new(0)));
 ///     let tasks = [(); 3].map(|()| {
 ///         let shared = Rc::clone(&shared);

@@ -1,4 +1,4 @@
-//! A oneshot channel: room for one message, and a sender that is consumed by sending (rule S4).
+//! A oneshot channel: room for one message, and a sender that is consumed by sending.
 
 use std::fmt;
 
@@ -9,11 +9,10 @@ use crate::sync::channel::{self, RecvError, TryRecvError};
 ///
 /// ```
 /// use coralio::spawn;
-/// use coralio::context::AioContext;
 /// use coralio::sync::oneshot;
 /// use std::thread;
 ///
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let (sender, receiver) = oneshot::channel();
 ///     let waiting = spawn(move || receiver.recv().unwrap());
 ///     let other = thread::spawn(move || sender.send("from a thread that has no loop"));

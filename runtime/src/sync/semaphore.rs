@@ -19,12 +19,11 @@ use crate::sync::wait_queue::{Abandoned, Locked, WaitQueue};
 ///
 /// ```
 /// use coralio::{spawn, yield_now};
-/// use coralio::context::AioContext;
 /// use coralio::sync::Semaphore;
 /// use std::cell::Cell;
 /// use std::rc::Rc;
 ///
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let shared = Rc::new((Semaphore::new(2), Cell::new(0)));
 ///     let tasks = [(); 5].map(|()| {
 ///         let shared = Rc::clone(&shared);
@@ -62,6 +61,9 @@ impl Semaphore {
     ///
     /// Outside a coroutine, if it would have to wait.
     ///
+    /// Aborts the process if it has to wait in a destructor on an unwinding stack: see
+    /// [`can_suspend`](crate::can_suspend).
+    ///
     /// # Control
     ///
     /// May yield.
@@ -76,6 +78,9 @@ impl Semaphore {
     /// # Panics
     ///
     /// Outside a coroutine, if it would have to wait.
+    ///
+    /// Aborts the process if it has to wait in a destructor on an unwinding stack: see
+    /// [`can_suspend`](crate::can_suspend).
     ///
     /// # Control
     ///

@@ -20,7 +20,7 @@ use std::ptr::{self, NonNull};
 
 use crate::atomic::{AtomicBool, Backoff, Ordering};
 use crate::coroutine::{Cancelled, WaitReason};
-use crate::scheduler::suspend_for;
+use crate::scheduler::{suspend_for, try_suspend_for};
 use crate::task::{Coroutine, Waker};
 
 /// A coroutine's node in the queue.
@@ -107,7 +107,7 @@ impl<P: Default, S> WaitQueue<P, S> {
         before_sleep: impl FnOnce(),
         gone: impl Fn(Abandoned<'_, P, S>),
     ) -> P {
-        let granted = self.wait_unless(|_| false, locked, payload, reason, before_sleep, gone);
+        let granted = self.wait_while_queued(|_| false, false, locked, payload, reason, before_sleep, gone);
         granted.unwrap_or_else(|_| unreachable!("only a cancelled wait ends early"))
     }
 
@@ -130,7 +130,7 @@ impl<P: Default, S> WaitQueue<P, S> {
     }
 
     /// Waits like `wait`, but ends early, without the grant, once `cancelled` returns true after a
-    /// wake: the error is the payload.
+    /// wake, and in a destructor on the coroutine's own unwinding stack: the error is the payload.
     ///
     /// # Control
     ///
@@ -139,6 +139,22 @@ impl<P: Default, S> WaitQueue<P, S> {
     pub(crate) fn wait_unless(
         &self,
         cancelled: impl Fn(&Coroutine) -> bool,
+        locked: Locked<'_, P, S>,
+        payload: P,
+        reason: WaitReason,
+        before_sleep: impl FnOnce(),
+        gone: impl Fn(Abandoned<'_, P, S>),
+    ) -> Result<P, P> {
+        self.wait_while_queued(cancelled, true, locked, payload, reason, before_sleep, gone)
+    }
+
+    /// Waits as `wait_unless`, if the wait `can_fail`, or as `wait`.
+    #[track_caller]
+    #[expect(clippy::too_many_arguments, reason = "one more than the two functions that call it")]
+    fn wait_while_queued(
+        &self,
+        cancelled: impl Fn(&Coroutine) -> bool,
+        can_fail: bool,
         locked: Locked<'_, P, S>,
         payload: P,
         reason: WaitReason,
@@ -178,10 +194,11 @@ impl<P: Default, S> WaitQueue<P, S> {
         let queued = QueuedGuard { queue: self, node: &node, gone };
         drop(locked);
         before_sleep();
+        let mut refused = false;
         // Acquire pairs with the release in `grant_first`: the granter's earlier writes are
         // visible.
         while !node.granted.load(Ordering::Acquire) {
-            if cancelled(&current) {
+            if refused || cancelled(&current) {
                 if let Some(locked) = self.leave(&node) {
                     (queued.gone)(Abandoned::Left(locked));
                     std::mem::forget(queued);
@@ -191,7 +208,11 @@ impl<P: Default, S> WaitQueue<P, S> {
                     return Err(node.payload.into_inner());
                 }
             }
-            suspend_for(reason);
+            if can_fail {
+                refused = try_suspend_for(reason).is_err();
+            } else {
+                suspend_for(reason);
+            }
         }
         std::mem::forget(queued);
         Ok(node.payload.into_inner())

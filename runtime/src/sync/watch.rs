@@ -1,4 +1,4 @@
-//! A watch channel: the latest value, for any number of receivers (rule S11).
+//! A watch channel: the latest value, for any number of receivers.
 //!
 //! The value is in an `Arc`, which a receiver clones under a short lock. So a borrowed value can be
 //! kept across a suspension, and blocks no sender.

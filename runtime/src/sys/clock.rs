@@ -70,7 +70,8 @@ impl VirtualClock {
         Duration::from_nanos(self.ns.load(Ordering::Relaxed))
     }
 
-    /// Advances the clock by `time`. It counts nanoseconds, and saturates after 584 years.
+    /// Advances the clock by `time`. It counts nanoseconds, and saturates after 584 years: a sleep or
+    /// timeout beyond that never ends.
     ///
     /// Does not wake any loop, nor need it: a loop that sleeps in real time has no timer, or I/O
     /// that takes real time.
@@ -85,7 +86,7 @@ impl VirtualClock {
         self.ns.fetch_max(nanos(then.saturating_duration_since(self.base)), Ordering::Relaxed);
     }
 
-    /// Returns whether `then` is within the clock's range.
+    /// Returns whether `then` is within the clock's range. Otherwise it never comes.
     fn reaches(&self, then: Instant) -> bool {
         then.saturating_duration_since(self.base).as_nanos() <= u128::from(u64::MAX)
     }
@@ -149,8 +150,10 @@ impl Clock {
         matches!(self, Clock::Virtual(_))
     }
 
+    /// Returns the time left until `until`; `None` if that never comes.
     fn left(&self, until: Option<Instant>) -> Option<Duration> {
-        Some(until?.saturating_duration_since(self.now()))
+        let comes = |until: &Instant| !matches!(self, Clock::Virtual(clock) if !clock.reaches(*until));
+        Some(until.filter(comes)?.saturating_duration_since(self.now()))
     }
 
     /// Sleeps until `until` by calling `sleep`, which sleeps for at most its argument, and returns

@@ -44,12 +44,11 @@ impl<T> sealed::Sealed for RemoteJoinHandle<T> {
 ///
 /// ```
 /// use coralio::{sleep, spawn};
-/// use coralio::context::AioContext;
 /// use coralio::sync::channel;
 /// use coralio::task::Cancelled;
 /// use std::time::Duration;
 ///
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let (sender, receiver) = channel::bounded(1);
 ///     let heartbeat = spawn(move || sender.try_send(sleep(Duration::from_secs(3600)))).cancel_on_drop();
 ///     sleep(Duration::from_millis(1)).unwrap(); // the coroutine waits

@@ -23,10 +23,9 @@ use crate::task::Waker;
 /// Creates coroutines with a name or a custom stack size.
 ///
 /// ```
-/// use coralio::context::AioContext;
 /// use coralio::coroutine::Coroutine;
 ///
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let co = Coroutine::builder().name("reader").stack_size(64 * 1024).create(|| {}).unwrap();
 ///     assert_eq!(co.to_string(), "'reader'");
 ///     co.enter();
@@ -88,10 +87,9 @@ impl CoroutineBuilder {
 /// the coroutine, through its [`Waker`].
 ///
 /// ```
-/// use coralio::context::AioContext;
 /// use coralio::coroutine::{Coroutine, suspend};
 ///
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let co = Coroutine::new(|| {
 ///         println!("first");
 ///         suspend();
@@ -382,6 +380,9 @@ impl fmt::Debug for Coroutine {
 ///
 /// Outside a coroutine; and while the coroutine holds the context's lock.
 ///
+/// Aborts the process if it has to wait in a destructor on an unwinding stack: see
+/// [`can_suspend`](crate::can_suspend).
+///
 /// # Control
 ///
 /// Yields. If the context, or the coroutine's scope, ends meanwhile, this does not return but
@@ -399,6 +400,9 @@ pub fn suspend() {
 ///
 /// Outside a coroutine.
 ///
+/// Aborts the process if it has to wait in a destructor on an unwinding stack: see
+/// [`can_suspend`](crate::can_suspend).
+///
 /// # Control
 ///
 /// Yields.
@@ -411,8 +415,10 @@ pub fn yield_now() {
 /// Returns whether the running code can be suspended: it runs in a coroutine whose stack is not
 /// unwinding.
 ///
-/// Code that cannot be suspended must wait in place; waiting for another coroutine there aborts the
-/// process.
+/// A destructor that runs while its stack unwinds, after a panic or at the end of the context, cannot
+/// be suspended. There, file I/O is waited for in place; waits that can fail with [`Cancelled`]
+/// ([`sleep`](crate::sleep), `recv`, `join`, the `_cancellable` ones) do so immediately; and waits that
+/// cannot fail ([`suspend`], [`yield_now`], `lock`, `acquire`) abort the process with a message.
 ///
 /// A destructor may run the loop, or a context of its own, while its thread unwinds. The unwinding
 /// stack lies below, so coroutines that run in that loop can be suspended. Their I/O is waited for

@@ -30,7 +30,6 @@ thread_local! {
 ///
 /// ```
 /// use coralio::{spawn, yield_now};
-/// use coralio::context::AioContext;
 /// use coralio::task::CoroutineLocal;
 ///
 /// static REQUEST: CoroutineLocal<u64> = CoroutineLocal::new();
@@ -39,7 +38,7 @@ thread_local! {
 ///     REQUEST.with(|request| format!("request {request}: {text}"))
 /// }
 ///
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let tasks = [1, 2].map(|request| {
 ///         spawn(move || {
 ///             REQUEST.scope(request, || {

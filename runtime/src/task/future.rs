@@ -63,11 +63,10 @@ impl WakeTarget {
 ///
 /// ```
 /// use coralio::{block_on, spawn};
-/// use coralio::context::AioContext;
 ///
 /// let tokio = tokio::runtime::Builder::new_current_thread().build().unwrap();
 /// let _entered = tokio.enter();
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let tasks = [1, 2].map(|n| spawn(move || block_on(tokio::task::spawn_blocking(move || n * 10))));
 ///     let results = tasks.map(|task| task.join().unwrap().unwrap().unwrap());
 ///     assert_eq!(results, [10, 20]);
@@ -76,9 +75,8 @@ impl WakeTarget {
 ///
 /// ```
 /// use coralio::{block_on, spawn};
-/// use coralio::context::AioContext;
 ///
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let sum = spawn(|| block_on(async { 40 + 2 }));
 ///     let sum = spawn(|| block_on(sum).unwrap()); // a handle is a future too
 ///     assert_eq!(sum.join().unwrap().unwrap(), Ok(42));

@@ -19,11 +19,10 @@ use crate::task::{Coroutine, CoroutineBuilder, JoinHandle};
 ///
 /// ```
 /// use coralio::sleep;
-/// use coralio::context::AioContext;
 /// use coralio::task::JoinSet;
 /// use std::time::Duration;
 ///
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let mut set = JoinSet::new();
 ///     for n in [3, 1, 2] {
 ///         set.spawn(move || {

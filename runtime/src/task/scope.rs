@@ -25,9 +25,8 @@ use crate::task::{Coroutine, CoroutineBuilder, JoinHandle};
 ///
 /// ```
 /// use coralio::{scope, yield_now};
-/// use coralio::context::AioContext;
 ///
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let mut halves = [1, 2, 3, 4];
 ///     let (left, right) = halves.split_at_mut(2);
 ///     scope(|s| {
@@ -47,6 +46,9 @@ use crate::task::{Coroutine, CoroutineBuilder, JoinHandle};
 /// If `f` panics: the scope's coroutines are cancelled and waited for, then the panic propagates.
 /// If a coroutine of the scope panics and its handle is not joined: that panic propagates after the
 /// others have ended. Outside a context.
+///
+/// Aborts the process if it has to wait in a destructor on an unwinding stack: see
+/// [`can_suspend`](crate::can_suspend).
 ///
 /// # Control
 ///

@@ -26,12 +26,11 @@ use crate::task::{Coroutine, CoroutineBuilder, Scope, scope};
 ///
 /// ```
 /// use coralio::{sleep, spawn};
-/// use coralio::context::AioContext;
 /// use coralio::sync::channel;
 /// use coralio::task::{Cancelled, select};
 /// use std::time::Duration;
 ///
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let (sender, receiver) = channel::bounded(1);
 ///     let reader = spawn(move || {
 ///         let mut words = Vec::new();
@@ -81,11 +80,10 @@ pub fn select<B: Select>(branches: B) -> B::Output {
 ///
 /// ```
 /// use coralio::sleep;
-/// use coralio::context::AioContext;
 /// use coralio::task::{Cancelled, race};
 /// use std::time::Duration;
 ///
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let replicas = [30, 10, 20]; // milliseconds
 ///     let read = |&delay: &u64| sleep(Duration::from_millis(delay)).map(|()| delay);
 ///     let fastest = race(replicas.iter().map(|replica| move || read(replica)).collect::<Vec<_>>());

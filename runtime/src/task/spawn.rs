@@ -29,9 +29,8 @@ use crate::task::{Coroutine, CoroutineBuilder};
 ///
 /// ```
 /// use coralio::spawn;
-/// use coralio::context::AioContext;
 ///
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let words = spawn(|| "from a coroutine".to_string());
 ///     assert_eq!(words.join().unwrap(), "from a coroutine");
 /// });
@@ -59,9 +58,8 @@ where
 ///
 /// ```
 /// use coralio::spawn_now;
-/// use coralio::context::AioContext;
 ///
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let sum = spawn_now(|| 2 + 2);
 ///     assert!(sum.is_finished());
 ///     assert_eq!(sum.join().unwrap(), 4);
@@ -209,7 +207,11 @@ impl<T> JoinHandle<T> {
                         return Err(Box::new(cancelled));
                     }
                     local.joiner.set(Some(Joiner::Coroutine(running.id())));
-                    scheduler.suspend_for(WaitReason::Join(self.id.block));
+                    if let Err(cancelled) = scheduler.try_suspend_for(WaitReason::Join(self.id.block)) {
+                        // A destructor: the coroutine must not be entered on top of it.
+                        self.coroutine().cancel_later();
+                        return Err(Box::new(cancelled));
+                    }
                 }
                 // A destructor at the very end: the coroutine will not run any more.
                 None if scheduler.is_ending() => return Err(Box::new(Cancelled)),

@@ -4,6 +4,7 @@
 
 use std::cell::Cell;
 use std::fmt;
+use std::io;
 use std::ptr;
 use std::time::{Duration, Instant};
 
@@ -22,17 +23,23 @@ impl fmt::Display for TimedOut {
 
 impl std::error::Error for TimedOut {}
 
+impl From<TimedOut> for io::Error {
+    /// Of kind `TimedOut`.
+    fn from(error: TimedOut) -> io::Error {
+        io::Error::new(io::ErrorKind::TimedOut, error)
+    }
+}
+
 /// Runs `f` with a time limit: when the limit expires, waits in `f` end early with [`Cancelled`],
 /// as if the coroutine had been cancelled, and once `f` has returned, `timeout` returns
 /// [`TimedOut`]. Timeouts nest; the outermost expired one reports the error.
 ///
 /// ```
 /// use coralio::{sleep, spawn, timeout};
-/// use coralio::context::AioContext;
 /// use coralio::task::TimedOut;
 /// use std::time::Duration;
 ///
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let task = spawn(|| timeout(Duration::from_millis(1), || sleep(Duration::from_secs(3600))));
 ///     assert_eq!(task.join().unwrap(), Err(TimedOut));
 /// });
@@ -141,7 +148,7 @@ fn run_until<T>(home: &LocalContext, deadline: Option<Instant>, f: impl FnOnce()
 ///
 /// Always yields, even if the duration is zero or the coroutine was cancelled: other ready
 /// coroutines run first. The exception is a destructor on an unwinding stack, which cannot yield:
-/// there, a sleep whose deadline has passed returns immediately.
+/// there, a sleep returns immediately, with the error unless its deadline has passed.
 ///
 /// # Errors
 ///
@@ -205,6 +212,6 @@ fn wait_for_time(home: &LocalContext, deadline: Option<Instant>) -> Result<(), C
     }
     let wake = Action::Wake(block.id());
     let _timer = deadline.map(|deadline| Timer::start(deadline, wake, &home.context.shared));
-    scheduler.suspend_for(WaitReason::Sleep);
+    scheduler.try_suspend_for(WaitReason::Sleep)?;
     scheduler.suspend_until(WaitReason::Sleep, || is_over().then_some(()))
 }

@@ -102,6 +102,12 @@ pub(crate) fn suspend_for(_reason: WaitReason) {
     suspend();
 }
 
+/// The models have no destructor that waits.
+pub(crate) fn try_suspend_for(reason: WaitReason) -> Result<(), Cancelled> {
+    suspend_for(reason);
+    Ok(())
+}
+
 fn suspend() {
     if let Some(f) = INSTEAD.with(|instead| instead.take()) {
         return f();

@@ -155,7 +155,7 @@ fn destructor_that_waits_at_teardown_aborts_the_process() {
     // C9: a destructor that waits for another coroutine while its stack is unwound aborts with a
     // message
     match in_child("bad_use::destructor_that_waits_at_teardown_aborts_the_process") {
-        Some(child) => assert_aborted(&child, "waits while its stack unwinds"),
+        Some(child) => assert_aborted(&child, &format!("waits for an enter or a wake, at {}:", file!())),
         None => AioContext::run(|_| {
             let co = Coroutine::new(|| {
                 let _waits = Waits;
@@ -171,7 +171,7 @@ fn destructor_that_waits_during_a_panic_aborts_the_process() {
     // C8: likewise while a panic unwinds it: other coroutines must not observe the thread's panic
     // state
     match in_child("bad_use::destructor_that_waits_during_a_panic_aborts_the_process") {
-        Some(child) => assert_aborted(&child, "waits while its stack unwinds"),
+        Some(child) => assert_aborted(&child, &format!("waits for an enter or a wake, at {}:", file!())),
         None => AioContext::run(|_| {
             let co = Coroutine::new(|| {
                 let _waits = Waits;

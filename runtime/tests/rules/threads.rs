@@ -631,3 +631,12 @@ fn io_thread_can_own_another() {
     outer.stop().unwrap();
     assert_eq!(log.take(), "inner");
 }
+
+#[test]
+fn thread_with_a_nul_in_its_name_is_refused() {
+    // X10: a name that the system cannot represent is an error, like every other reason why the thread
+    // cannot be created
+    let error = IoThread::start("a\0b").unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+    assert_eq!(error.to_string(), "invalid name \"a\\0b\" for a thread: must contain no NUL");
+}

@@ -2,12 +2,14 @@
 //! passes at the moment of the grant.
 
 use std::cell::Cell;
+use std::io;
 use std::rc::Rc;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use crate::common::{Log, scaled};
+use coralio_runtime::channel::{Receiver, SendError};
 use coralio_runtime::{
     AioContext, Cancelled, CoMutex, CoQueue, CoRwLock, Coroutine, IoThread, RecvError, Semaphore, TimedOut,
     VirtualClock, channel, is_cancelled, oneshot, sleep, spawn, suspend, timeout, yield_now,
@@ -244,5 +246,30 @@ fn next_coroutine_in_the_same_block_is_not_cancelled() {
             waker.cancel();
             assert!(!next.join().unwrap());
         }
+    });
+}
+
+#[test]
+fn errors_of_waits_convert_to_io_errors() {
+    // S4: `?` in a function of I/O converts the errors of timeouts and channels; a cancellation is still
+    // recognised
+    fn waits(receiver: &Receiver<u8>) -> io::Result<()> {
+        timeout(Duration::ZERO, || receiver.recv())??;
+        Ok(())
+    }
+    AioContext::run(|_| {
+        spawn(|| {
+            let (sender, receiver) = channel::bounded(1);
+            assert_eq!(waits(&receiver).unwrap_err().kind(), io::ErrorKind::TimedOut);
+            drop(sender);
+            assert_eq!(waits(&receiver).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+            let broken = io::Error::from(SendError::Disconnected(Cell::new(1)));
+            assert_eq!(broken.kind(), io::ErrorKind::BrokenPipe);
+            for error in [RecvError::Cancelled.into(), io::Error::from(SendError::Cancelled(1))] {
+                assert!(Cancelled::is_cause_of(&error));
+            }
+        })
+        .join()
+        .unwrap();
     });
 }

@@ -2,11 +2,17 @@
 //! and other coroutines run as usual.
 
 use std::cell::Cell;
+use std::future::pending;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::thread;
+use std::time::Duration;
 
-use coralio_runtime::{AioContext, Coroutine, can_suspend, scope, spawn, spawn_now, suspend, yield_now};
+use coralio_runtime::channel::{RecvError, SendError};
+use coralio_runtime::{
+    AioContext, Cancelled, CoMutex, Coroutine, JoinHandle, JoinSet, Notify, Semaphore, block_on, can_suspend, channel,
+    scope, shield, sleep, spawn, spawn_now, suspend, yield_now,
+};
 
 /// Unwinds, and runs `f` in a destructor meanwhile.
 fn while_unwinding(f: impl FnOnce()) {
@@ -148,4 +154,75 @@ fn context_of_a_destructor_unwinds_a_coroutine_that_catches_the_payload() {
             .unwrap();
     });
     assert_eq!(caught.get(), 2);
+}
+
+/// Makes each kind of wait that can fail in its destructor.
+struct Waits {
+    other: Option<JoinHandle<()>>,
+    set: JoinSet<()>,
+    held: Rc<CoMutex<()>>,
+    done: Rc<Cell<u32>>,
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        assert!(thread::panicking());
+        assert_eq!(sleep(Duration::from_secs(1)), Err(Cancelled));
+        assert_eq!(sleep(Duration::ZERO), Ok(()));
+        assert_eq!(shield(|| sleep(Duration::MAX)), Err(Cancelled));
+        let (sender, receiver) = channel::bounded(1);
+        assert_eq!(receiver.recv(), Err(RecvError::Cancelled));
+        assert_eq!(sender.send(1), Ok(()));
+        assert_eq!(sender.send(2), Err(SendError::Cancelled(2)));
+        assert_eq!(receiver.recv(), Ok(1));
+        assert!(matches!(self.held.lock_cancellable(), Err(Cancelled)));
+        assert!(matches!(Semaphore::new(0).acquire_cancellable(), Err(Cancelled)));
+        assert_eq!(Notify::new().notified(), Err(Cancelled));
+        assert_eq!(block_on(pending::<()>()), Err(Cancelled));
+        assert_eq!(self.set.shutdown(), Err(Cancelled));
+        assert_eq!(self.set.len(), 1);
+        let joined = self.other.take().map(JoinHandle::join);
+        assert!(joined.is_some_and(|joined| joined.unwrap_err().is::<Cancelled>()));
+        self.done.set(self.done.get() + 1);
+    }
+}
+
+#[test]
+fn waits_that_can_fail_do_so_in_a_destructor() {
+    // C8, C9: in a destructor on an unwinding stack, after a panic and at the end of the context, a wait
+    // that can fail returns its error without a switch, and has no other effect
+    let done = Rc::new(Cell::new(0));
+    for panics in [true, false] {
+        AioContext::builder()
+            .report_unwound(false)
+            .run(|context| {
+                let slot = Rc::new(Cell::new(None));
+                let waits = Rc::clone(&slot);
+                let task = spawn(move || {
+                    let _waits: Option<Waits> = waits.take();
+                    yield_now();
+                    if panics {
+                        resume_unwind(Box::new("panics"));
+                    }
+                    suspend();
+                });
+                // Younger coroutines, which are unwound later.
+                let held = Rc::new(CoMutex::new(()));
+                let holds = spawn({
+                    let held = Rc::clone(&held);
+                    move || {
+                        let _held = held.lock();
+                        suspend();
+                    }
+                });
+                let mut set = JoinSet::new();
+                set.spawn(suspend);
+                slot.set(Some(Waits { other: Some(spawn(suspend)), set, held, done: Rc::clone(&done) }));
+                (0..3).for_each(|_| _ = context.poll(false));
+                assert_eq!(task.is_finished(), panics);
+                drop((task, holds));
+            })
+            .unwrap();
+    }
+    assert_eq!(done.get(), 2);
 }

@@ -22,7 +22,6 @@ impl<S: AsFd> CoFd<S> {
     ///
     /// ```
     /// use coralio::spawn;
-    /// use coralio::context::AioContext;
     /// use coralio::net::CoFd;
     /// use std::io::Read;
     /// use std::os::unix::net::UnixStream;
@@ -30,7 +29,7 @@ impl<S: AsFd> CoFd<S> {
     /// let path = std::env::temp_dir().join(format!("coralio-sendfile-doc-{}", std::process::id()));
     /// std::fs::write(&path, "0123456789")?;
     /// let file = std::fs::File::open(&path)?;
-    /// AioContext::run(|_ctx| {
+    /// coralio::run(|| {
     ///     let (near, mut far) = UnixStream::pair()?;
     ///     let sent = spawn(move || CoFd::new(near)?.sendfile(&file, 7, 100));
     ///     assert_eq!(sent.join().unwrap()?, 3);
@@ -75,20 +74,21 @@ impl<S: AsFd> CoFd<S> {
 /// for data in `from`, and for space in `to`.
 ///
 /// ```
-/// use coralio_runtime::{AioContext, CoFd, net::splice, spawn};
-/// use std::io::{Read, Write};
+/// use coralio::net::{CoFd, splice};
+/// use coralio::unblock;
+/// use std::io::Write;
 /// use std::os::unix::net::UnixStream;
+/// use std::process::{Command, Stdio};
 ///
-/// AioContext::run(|_ctx| {
-///     let (pipe_end, pipe_start) = rustix::pipe::pipe()?;
+/// coralio::run(|| {
+///     let mut cat = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+///     let pipe = CoFd::new(cat.stdin.take().expect("it is piped"))?;
 ///     let (mut far, near) = UnixStream::pair()?;
-///     let mover = spawn(move || splice(&CoFd::new(near)?, &CoFd::new(pipe_start)?, 100));
 ///     far.write_all(b"hello")?;
-///     assert_eq!(mover.join().unwrap()?, 5);
-///     let mut moved = String::new();
-///     std::fs::File::from(pipe_end).read_to_string(&mut moved)?;
-///     assert_eq!(moved, "hello");
-///     Ok::<_, std::io::Error>(())
+///     assert_eq!(splice(&CoFd::new(near)?, &pipe, 100)?, 5);
+///     drop(pipe);
+///     assert_eq!(unblock(move || cat.wait_with_output())??.stdout, b"hello");
+///     std::io::Result::Ok(())
 /// })
 /// .unwrap();
 /// ```

@@ -2,6 +2,9 @@
 
 use std::error::Error;
 use std::fmt;
+use std::io;
+
+use crate::coroutine::Cancelled;
 
 const NO_RECEIVER: &str = "channel closed: no receiver is left";
 const NO_SENDER: &str = "channel closed: no sender and no message is left";
@@ -113,6 +116,26 @@ impl fmt::Display for TryRecvError {
             TryRecvError::Empty => "the channel is empty",
             TryRecvError::Disconnected => NO_SENDER,
         })
+    }
+}
+
+impl<T> From<SendError<T>> for io::Error {
+    /// Drops the message. `BrokenPipe`: no receiver is left. Otherwise as from [`Cancelled`].
+    fn from(error: SendError<T>) -> io::Error {
+        match error {
+            SendError::Disconnected(_) => io::Error::new(io::ErrorKind::BrokenPipe, NO_RECEIVER),
+            SendError::Cancelled(_) => Cancelled.into(),
+        }
+    }
+}
+
+impl From<RecvError> for io::Error {
+    /// `UnexpectedEof`: no sender is left. Otherwise as from [`Cancelled`].
+    fn from(error: RecvError) -> io::Error {
+        match error {
+            RecvError::Disconnected => io::Error::new(io::ErrorKind::UnexpectedEof, error),
+            RecvError::Cancelled => Cancelled.into(),
+        }
     }
 }
 

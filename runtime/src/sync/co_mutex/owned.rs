@@ -69,11 +69,10 @@ impl<T: ?Sized> SharedMutex for Arc<CoMutex<T>> {
 ///
 /// ```
 /// use coralio::{spawn, yield_now};
-/// use coralio::context::AioContext;
 /// use coralio::sync::CoMutex;
 /// use std::rc::Rc;
 ///
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let words = Rc::new(CoMutex::new(vec!["one"]));
 ///     let mut guard = CoMutex::lock_owned(Rc::clone(&words));
 ///     let task = spawn(move || {

@@ -11,11 +11,10 @@ use crate::sync::semaphore::Semaphore;
 ///
 /// ```
 /// use coralio::spawn;
-/// use coralio::context::AioContext;
 /// use coralio::sync::Semaphore;
 /// use std::rc::Rc;
 ///
-/// AioContext::run(|_ctx| {
+/// coralio::run(|| {
 ///     let slots = Rc::new(Semaphore::new(2));
 ///     let server = spawn(move || {
 ///         for request in 0..5 {
