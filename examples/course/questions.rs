@@ -13,6 +13,8 @@
 //!   outcome    "ends well" or "fails"; needs no event, and is asked before the second step
 //! ```
 
+use std::fmt;
+
 use serde_json::{Value, json};
 
 use crate::lessons::Act;
@@ -32,6 +34,12 @@ impl Questions {
     /// Returns those of the lesson in this folder.
     pub(crate) fn of(&self, folder: &str) -> Vec<Question<'_>> {
         self.0[folder].as_array().into_iter().flatten().map(Question).collect()
+    }
+}
+
+impl fmt::Display for Question<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text("question"))
     }
 }
 
