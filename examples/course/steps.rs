@@ -35,7 +35,7 @@ pub(crate) struct Step {
     lines: BTreeMap<i64, (usize, u32)>,
     /// The live requests: number, owner, whether the kernel has it.
     requests: Vec<(u64, i64, bool)>,
-    /// The engine's own counters: in flight, pending, plugged.
+    /// The numbers of requests in flight and pending, and of plugs; `None` without an engine.
     pub(crate) counters: Option<[u32; 3]>,
 }
 
@@ -108,7 +108,8 @@ struct Follower<'a> {
     lines: BTreeMap<i64, (usize, u32)>,
     waits: HashMap<usize, String>,
     requests: BTreeMap<u64, (i64, bool)>,
-    counters: Option<[u32; 3]>,
+    /// As last told.
+    plugs: Option<u32>,
 }
 
 impl<'a> Follower<'a> {
@@ -120,7 +121,7 @@ impl<'a> Follower<'a> {
             lines: BTreeMap::new(),
             waits: HashMap::new(),
             requests: BTreeMap::new(),
-            counters: None,
+            plugs: None,
         }
     }
 
@@ -159,7 +160,8 @@ impl<'a> Follower<'a> {
         match &record.event {
             Event::Yield { lane, waits } => _ = self.waits.insert(lane.0, waits.to_string()),
             Event::Request { request, state } => self.request(*request, *state, actor),
-            Event::Counters { in_flight, pending, plugged } => self.counters = Some([*in_flight, *pending, *plugged]),
+            // An engine tells these only when it submits: the other two follow from the requests.
+            Event::Counters { plugged, .. } => self.plugs = Some(*plugged),
             _ => {}
         }
         let recording = self.recording;
@@ -187,8 +189,13 @@ impl<'a> Follower<'a> {
             suspended,
             lines: self.lines.clone(),
             requests: self.requests.iter().map(|(request, (owner, taken))| (*request, *owner, *taken)).collect(),
-            counters: self.counters,
+            counters: self.counters(),
         }
+    }
+
+    fn counters(&self) -> Option<[u32; 3]> {
+        let count = |taken| self.requests.values().filter(|(_, in_flight)| *in_flight == taken).count() as u32;
+        (self.plugs.is_some() || !self.requests.is_empty()).then(|| [count(true), count(false), self.plugs.unwrap_or(0)])
     }
 
     fn request(&mut self, request: u64, state: RequestState, actor: i64) {
