@@ -11,6 +11,7 @@ const lessons = (() => {
 
   // The title of an act, as far as it tells nothing before the act has been played. What this act
   // does comes after a verdict such as "A fix that fails: ".
+  const titled = (lesson, n) => (name(lesson, n).startsWith("Act ") ? name(lesson, n) : `${n + 1}. ${name(lesson, n)}`);
   const isOver = (lesson, n) => course.kept(`${lesson.id}/${n} seen`) || course.kept("no guesses") === true || !lesson.puzzle;
   function name(lesson, n) {
     const { title } = lesson.acts[n], [, verdict, rest] = title.match(/^([^:]*): (.+)$/) ?? [null, title, ""];
@@ -60,7 +61,7 @@ const lessons = (() => {
         element("details", { class: "hint" }, element("summary", {}, "Hint"), element("p", {}, words(capital(lesson.hint))))));
     }
     const tabs = lesson.acts.map((_, n) => element("a", { href: href({ ...place, act: n + 1 }), "aria-current": n === at && "true" }));
-    const naming = () => tabs.forEach((tab, n) => { tab.textContent = `${n + 1}. ${name(lesson, n)}`; });
+    const naming = () => tabs.forEach((tab, n) => { tab.textContent = titled(lesson, n); });
     naming();
     main.append(element("ol", { class: "acts", "aria-label": "acts" }, ...tabs.map((tab) => element("li", {}, tab))));
     tabs[at].parentNode.parentNode.scrollLeft = tabs[at].offsetLeft - 40;

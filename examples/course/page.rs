@@ -93,7 +93,7 @@ fn lesson(lesson: &Lesson, questions: &Questions) -> Value {
 }
 
 fn act(act: &Act, text: &str, files: &[SourceFile], questions: &[Question]) -> Value {
-    let (heading, steps) = steps(&act.recording, files);
+    let (heading, steps) = steps(&act.recording, files, act.failure.is_none());
     let lanes: Vec<_> = act.recording.lanes.iter().map(|lane| &lane.name).collect();
     let asked = questions.iter().filter(|question| question.is_of(act));
     let (asked, lost): (Vec<_>, Vec<_>) = asked.map(|question| question.resolve(act, &steps)).partition(Result::is_ok);

@@ -65,7 +65,8 @@ function player(root, { act, files, id, begin, onstep, onend }) {
     const row = element("li", { class: `row ${step[KIND] === "violation" ? "broken" : ""}`, onclick: () => (place > reached ? forward(place) : show(place)) },
       element("span", { class: "number" }, step[NUMBER]), element("span", { class: "picture", "aria-hidden": true }, painted(step[PICTURE], "")),
       element("span", { class: "words", style: `padding-left:${step[INDENT] * 0.5}ch` }, step[WORDS],
-        step[NOTE] && element("span", { class: "note" }, noted(step)), folded[place - 1] && element("span", { class: "note" }, `${series(place)} iterations in which nothing happens`)));
+        ...(step[NOTE] ? [element("span", { class: "note" }, noted(step))] : []),
+        ...(folded[place - 1] && !folded[place] ? [element("span", { class: "note" }, `${series(place)} iterations in which nothing happens`)] : [])));
     rows.append(row);
     return row;
   });

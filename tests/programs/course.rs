@@ -67,9 +67,18 @@ fn page_has_each_lesson_with_its_texts_and_questions() {
         for act in array(&lesson["acts"]) {
             let title = act["title"].as_str().unwrap();
             assert!(printed.contains(&format!(". {title}\n")), "{name}: {title}");
+            // The panel counts as the lane of the kernel does.
+            let kernel = act["heading"].as_str().unwrap().find("kernel");
             for step in array(&act["steps"]) {
                 let row = format!("{:>5}  {}", step[0].as_str().unwrap(), step[1].as_str().unwrap());
                 assert!(printed.contains(&row), "{name}: {row}");
+                let picture: Vec<_> = step[1].as_str().unwrap().chars().collect();
+                let lane: String = kernel.into_iter().flat_map(|from| &picture[from.min(picture.len())..]).collect();
+                if let Ok(in_flight) = lane.parse::<u64>() {
+                    assert_eq!(step[13][0], in_flight, "{name}, {title}: {row}");
+                } else if step[5] != "request" {
+                    assert!(step[13].is_null() || step[13][0] == 0, "{name}, {title}: {row}");
+                }
             }
             for question in array(&act["questions"]) {
                 asked += 1;
@@ -138,19 +147,24 @@ const walk = async (place, whole) => {
           key(String(wrongly + 1));
           if (it.asked === question && document.querySelector('.result').textContent.startsWith('Not ')) told.refused += 1;
           key('ArrowRight');
+          document.querySelector('.player .row:last-child').click();
           if (it.cursor !== question.step - 1) wrong.push('went on without an answer');
+          if (!document.querySelector('.stacks').hidden) wrong.push('the stacks tell');
         });
         told.options = (told.options ?? 0) + options.length - 1;
         document.querySelector('.helps button').click();
         if (!document.querySelector('.result').textContent.startsWith('Hint: ')) wrong.push('no hint');
         key(String(answer + 1));
         if (document.querySelector('.result').textContent.startsWith('Right. ')) told.accepted += 1;
-        document.querySelector('.helps .primary').click();
+        key('ArrowRight');
+        if (it.asked || document.querySelector('.stacks').hidden) wrong.push('does not continue after the answer');
       }
       if (it.cursor <= before) wrong.push(`${place} ${act}: stays at ${before}`);
       told.marked += document.querySelectorAll('.codepane .now').length;
     }
-    told.steps = it.count;
+    told.steps = it.steps;
+    key('ArrowRight');
+    told.outcome = document.activeElement === document.querySelector('.seen');
     told.asked = (whole.acts[act].questions ?? []).length;
     told.end = document.querySelector('.seen').textContent;
     told.failure = whole.acts[act].failure;
@@ -185,6 +199,7 @@ fn browser_steps_through_every_act() {
             assert_eq!(act["refused"].as_u64().unwrap_or(0), act["options"].as_u64().unwrap_or(0), "{act}");
             let (steps, marked) = (act["steps"].as_u64().unwrap(), act["marked"].as_u64().unwrap());
             assert!(marked + 1 >= steps, "each step has a line: {act}");
+            assert!(act["outcome"] == true, "one key after the last step leads to the outcome: {act}");
             let end = act["failure"].as_str().map_or("Ends well.".into(), |failure| format!("Fails: {failure}"));
             assert!(act["end"].as_str().unwrap().contains(&end), "{act}");
         }
