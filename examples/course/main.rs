@@ -5,11 +5,12 @@
 //! refers to nothing outside itself. `--open` opens it.
 //!
 //! ```text
-//!   lessons.rs   the lessons and exhibits, and what they show when they run
-//!   levels/      "you are the kernel": all runs of some programs
-//!   texts.rs     their texts, taken from their sources
-//!   steps.rs     an act as data: for each step its row of the lanes, the stacks and their lines
-//!   page.rs      puts it all into page.html
+//!   lessons.rs     the lessons and exhibits, and what they show when they run
+//!   texts.rs       their texts, taken from their sources
+//!   steps.rs       an act as data: for each step its row of the lanes, the stacks and their lines
+//!   questions.rs   the questions before steps, answered by the runs
+//!   levels/        "you are the kernel": all runs of some programs
+//!   page.rs        puts it all into page.html; player.js and others show it
 //! ```
 
 // Messages go through `report`.

@@ -86,6 +86,9 @@ fn lesson(lesson: &Lesson, questions: &Questions) -> Value {
         before = Some(title);
         acts.push(act(one, &text, &lesson.files, &questions));
     }
+    for question in questions.iter().filter(|question| !lesson.acts.iter().any(|act| question.is_of(act))) {
+        report(format_args!("questions.json: {}: no act for {question}", head.title));
+    }
     json!({
         "id": lesson.folder(), "title": head.title, "text": head.text, "puzzle": head.puzzle, "hint": head.hint,
         "files": files(&lesson.files), "acts": acts,

@@ -16,6 +16,8 @@
 //! The question comes before that event; with `before`, already before the first event that fits
 //! this text, since the rows in between would tell. `names` says how the page calls the options.
 
+use std::fmt;
+
 use serde_json::{Value, json};
 
 use crate::lessons::Act;
@@ -35,6 +37,12 @@ impl Questions {
     /// Returns those of the lesson in this folder.
     pub(crate) fn of(&self, folder: &str) -> Vec<Question<'_>> {
         self.0[folder].as_array().into_iter().flatten().map(Question).collect()
+    }
+}
+
+impl fmt::Display for Question<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text("question"))
     }
 }
 

@@ -90,8 +90,8 @@ impl Trace {
     }
 
     /// Lets each event from now on record the lines of the program that led to it:
-    /// [`Record::calls`]. The [page](Recording::html) then shows the program's source beside the
-    /// lanes.
+    /// [`Record::calls`](super::Record::calls). The [page](Recording::html) then shows the
+    /// program's source beside the lanes.
     ///
     /// Off by default: each event walks the stack, which takes microseconds, some KiB of the
     /// current stack, and up to 512 bytes of memory. Lines are known as far as the program was

@@ -28,9 +28,9 @@ const SCRIPT: &str = concat!(include_str!("html/code.js"), include_str!("html/pa
 
 impl Recording {
     /// Renders the recording as a self-contained HTML page. If the events
-    /// [have their lines](super::Trace::with_source), the page contains the source files that are
-    /// found, and shows at each event the lines at which the stacks stand. `#event=31` after the
-    /// page's address opens it at that event.
+    /// [have their lines](crate::trace::Trace::with_source), the page contains the source files
+    /// that are found, and shows at each event the lines at which the stacks stand. `#event=31`
+    /// after the page's address opens it at that event.
     ///
     /// # Control
     ///
