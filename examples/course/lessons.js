@@ -109,7 +109,7 @@ const lessons = (() => {
       course.say(course.kept("no guesses") ? "No more questions" : "Questions are asked");
     }, "ask questions, or not"],
     a: [step("all"), "show or hide the rows to come"], c: [() => compared && course.link(compared), "compare two acts"],
-    ...Object.fromEntries([1, 2, 3, 4, 5, 6].map((n) => [`${n}`, [() => playing?.answer(n - 1), `answer ${n}`]])),
+    ...Object.fromEntries([1, 2, 3, 4, 5, 6].map((n) => [`${n}`, [() => playing?.answer(n - 1), "give that answer"]])),
   };
 
   course.view("lesson", {

@@ -112,11 +112,14 @@ const course = (() => {
 
   function help() {
     const list = element("dl");
-    for (const [key, [, what]] of Object.entries({ ...current.keys, "?": [help, "this list"] })) {
-      const name = { ArrowRight: "→", ArrowLeft: "←", ArrowUp: "↑", ArrowDown: "↓" }[key] ?? key;
+    const keys = Object.entries({ ...current.keys, "?": [help, "this list"] });
+    const digits = keys.filter(([key]) => /\d/.test(key)).length;
+    for (const [key, [, what]] of keys.filter(([key]) => !/[2-9]/.test(key))) {
+      const name = key === "1" ? `1 .. ${digits}` : { ArrowRight: "→", ArrowLeft: "←", ArrowUp: "↑", ArrowDown: "↓" }[key] ?? key;
       list.append(element("dt", {}, element("kbd", {}, name)), element("dd", {}, what));
     }
-    $("keys").replaceChildren(element("h2", {}, "Keys"), list, ...course.legend(), element("button", { onclick: () => $("keys").close() }, "Close"));
+    const close = element("button", { class: "close", autofocus: true, onclick: () => $("keys").close() }, "Close");
+    $("keys").replaceChildren(close, element("h2", {}, "Keys"), list, ...course.legend());
     $("keys").showModal();
   }
 

@@ -12,7 +12,7 @@ function player(root, { act, files, id, begin, onstep, onend }) {
   const steps = act.steps, questions = (act.questions ?? []).toSorted((one, other) => one.step - other.step);
   const last = steps.length - 1;
   // What the log's own checker says.
-  const noted = (step) => step[NOTE].replace(/^!! (.*) but was .*$/, "does not fit: $1 already").replace(/^!! /, "does not fit: ");
+  const noted = (step) => step[NOTE].replace(/^!! (.*) is (.*) but was \2$/, "does not fit: $1 was $2 already").replace(/^!! /, "does not fit: ");
   // Within a series of iterations in which nothing happens, all but the first and the last.
   const isBare = (place) => steps[place]?.[WORDS] === "iteration";
   const folded = steps.map((_, place) => isBare(place - 1) && isBare(place) && isBare(place + 1));
@@ -30,7 +30,7 @@ function player(root, { act, files, id, begin, onstep, onend }) {
   const end = element("section", { class: "seen", hidden: true, tabindex: -1, "aria-label": "what you have seen" });
   const button = (text, title, run, css = "") => element("button", { class: css, title, "aria-label": title, onclick: run }, text);
   const next = button("Next →", "next step (→)", () => it.forward(), "primary");
-  const own = button("own ⇥", "next event of the same stack (n)", () => it.own());
+  const own = button("own ⇥", "next event of the same stack (n)", () => it.own(), "own");
   const toggle = element("input", { type: "checkbox", onchange: () => it.all() });
   toggle.checked = everything;
   root.append(

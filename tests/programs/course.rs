@@ -83,7 +83,11 @@ fn page_has_each_lesson_with_its_texts_and_questions() {
             }
             for question in array(&act["questions"]) {
                 asked += 1;
-                let options = array(&question["options"]).len() as u64;
+                let options = array(&question["options"]);
+                for bare in ["yes", "no", "true", "false", "ends well", "fails"] {
+                    assert!(!options.contains(&json!(bare)), "{name}: the options of {question} say nothing");
+                }
+                let options = options.len() as u64;
                 assert!(options >= 2 && question["answer"].as_u64().unwrap() < options, "{name}: {question}");
                 assert!(question["step"].as_u64().unwrap() > 0, "{name}: {question}");
             }
@@ -227,12 +231,28 @@ key('n'); seen.own = told();
 key('Home'); seen.home = told(); key('w'); seen.wake = told();
 key('a'); seen.all = [...document.querySelectorAll('.player .row')].every((row) => !row.hidden);
 key('?'); seen.help = document.getElementById('keys').open && document.getElementById('keys').textContent;
+seen.focus = document.activeElement.textContent;
 document.getElementById('keys').close();
 await moved(() => key(',')); seen.before = location.hash;
 await moved(() => key('c'));
 seen.compared = [...document.querySelectorAll('.compare .first')].map((it) => it.textContent);
 const links = [...document.querySelectorAll('.compare .first a')]; await moved(() => links[0].click());
 seen.followed = location.hash;
+await moved(() => { location.hash = 'lesson=11'; });
+key('ArrowRight'); key('h');
+seen.hint = document.querySelector('.result').textContent;
+document.querySelector('.option').focus();
+document.querySelector('.option').click();
+seen.wrongly = document.activeElement.className;
+key('2'); key('ArrowRight');
+seen.then = document.activeElement.className;
+key('Home');
+key('w'); key('w'); key('w'); key('w'); key('w'); key('w');
+seen.noWake = document.querySelector('.where').textContent;
+const pane = document.querySelector('.codepane .code'), at = lessons.playing.cursor;
+pane.dispatchEvent(new KeyboardEvent('keydown', { key: 'End', bubbles: true }));
+seen.scrolls = lessons.playing.cursor === at;
+await moved(() => key(']')); seen.next = location.hash;
 ";
 
 #[test]
@@ -259,8 +279,14 @@ fn browser_opens_a_link_at_its_step() {
     assert!(text("own").starts_with(&told(at)), "Y's next event: {seen}");
     assert!(text("home").starts_with(&told(0)) && text("wake").contains("wakes "), "{seen}");
     assert!(seen["all"] == true && text("help").contains("next wake"), "{seen}");
+    assert!(text("help").contains("is suspended: not on the stack") && text("focus") == "Close", "{seen}");
     assert!(text("before").starts_with("#lesson=9&act=1"), "{seen}");
     let firsts = array(&seen["compared"]);
     assert!(firsts.len() == 2 && firsts[0] != firsts[1], "{seen}");
+    assert!(firsts[0].as_str().unwrap().contains("enters X"), "{seen}");
+    assert!(firsts[1].as_str().unwrap().contains("wakes X: runs when this one yields"), "{seen}");
     assert!(text("followed").starts_with("#lesson=9&act="), "{seen}");
+    assert!(text("hint").starts_with("Hint: ") && text("wrongly").contains("wrong"), "the focus stays: {seen}");
+    assert_eq!((text("then"), text("noWake"), text("next")), ("primary", " no wake is left", "#lesson=12"));
+    assert_eq!(seen["scrolls"], true);
 }

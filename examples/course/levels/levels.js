@@ -231,8 +231,7 @@
       const then = isEnd(here()) ? end : saidOf(here());
       course.say([announced, ...fresh, then].join(". "));
     }
-    const decision = main.querySelector(".question, .outcome");
-    if (announced) decision.scrollIntoView({ block: "nearest" });
+    if (announced) main.querySelector(".question, .outcome").scrollIntoView({ block: "nearest" });
     const same = { ".levels": ".levels [aria-current]", ".sides": ".sides [aria-selected=true]", summary: "summary", ".lanes": ".lanes" };
     const next = main.querySelector(same[place] ?? ".answer") ?? main.querySelector(".outcome button") ?? main.querySelector(".tools button:enabled");
     if (focused) (next ?? main).focus({ preventScroll: true });
@@ -245,7 +244,7 @@
   const keys = {
     "]": [turnTo(1), "next level"], "[": [turnTo(-1), "previous level"], g: [() => turn(1 - side), "the bug, or the guard"], u: [undo, "undo a decision"], Backspace: [undo, "undo a decision"], r: [restart, "restart the level"], h: [hint, "hint"],
   };
-  for (let digit = 1; digit <= 9; digit++) keys[digit] = [() => choose(digit - 1), `decide: answer ${digit}`];
+  for (let digit = 1; digit <= 9; digit++) keys[digit] = [() => choose(digit - 1), "decide"];
 
   course.view("levels", {
     title: "You are the kernel",
