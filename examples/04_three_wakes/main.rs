@@ -4,8 +4,8 @@
 //! to the runtime:
 //!
 //! - no coroutine is running: it runs immediately;
-//! - a coroutine is running: it runs when that one yields or ends. If A is running, the runtime does
-//!   this inside the call `a.enter()`, before that call returns;
+//! - a coroutine is running: it runs when that one yields or ends. If A is running, the runtime
+//!   does this inside the call `a.enter()`, before that call returns;
 //! - by `schedule`, or from another thread: it runs in the loop's next iteration.
 //!
 //! A wake is not counted. A coroutine that is ready already, is entered or has ended is left alone.

@@ -83,7 +83,7 @@ pub fn main() {
     // is; July's guard knows only "current".)
     read_once::<NotTheCurrent>("The fix: do not enter the current coroutine", Speed::Fast, &["A"]);
 
-    // B enters A, which is not current and has yielded, and leaves itself alone. Is that enough? See
-    // lesson 9.
+    // B enters A, which is not current and has yielded, and leaves itself alone. Is that enough?
+    // See lesson 9.
     read_once::<NotTheCurrent>("The same fix, two coroutines", Speed::Fast, &["A", "B"]);
 }

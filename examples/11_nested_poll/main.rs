@@ -70,7 +70,7 @@ fn poll_for_b<G: Guards>(title: &str, depth: u32, blocking: bool) {
 pub fn main() {
     // B's completion is in the batch, in a local variable of the outer reap, below A on the stack.
     // The nested poll sleeps for an event that has already occurred: in the field forever. Here the
-    // scripted backend panics instead, which unwinds A. Then the reap continues, and B ends too late.
+    // scripted backend panics instead, which unwinds A. Then the reap continues, and B ends.
     poll_for_b::<Batch2014>("The puzzle: the loop takes both completions off the ring", 8, true);
     lesson::print(
         "\nThe stack during the nested sleep, top first:\n\n\

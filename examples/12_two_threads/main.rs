@@ -1,8 +1,8 @@
 //! Lesson 12. Two threads, and a count below zero.
 //!
-//! A context belongs to its home thread (in the pictures: `thread`). Another thread (`thread 1`) may
-//! poll it too, without blocking: it reaps, and leaves running the coroutines to the home thread. So
-//! the context has a lock, which the loop holds during an iteration.
+//! A context belongs to its home thread (in the pictures: `thread`). Another thread (`thread 1`)
+//! may poll it too, without blocking: it reaps, and leaves running the coroutines to the home
+//! thread. So the context has a lock, which the loop holds during an iteration.
 //!
 //! In 2018 submit reaped without taking that lock. In the field, the engine's count of requests in
 //! flight was seen at 4294967280, which is 2^32 - 16, and requests completed twice.

@@ -43,8 +43,8 @@ fn enter_all(readers: &[Coroutine]) {
 }
 
 pub fn main() {
-    // Each row "submit" is a system call; the last row counts them. Outside the loop's iteration the
-    // engine does not know whether more requests will follow, or when the loop will run, so it
+    // Each row "submit" is a system call; the last row counts them. Outside the loop's iteration
+    // the engine does not know whether more requests will follow, or when the loop will run, so it
     // submits each request immediately.
     three_reads("The puzzle: one after the other", |_disk, _context, readers| enter_all(readers));
 

@@ -2,8 +2,8 @@
 //!
 //! The kernel of this lesson is simulated. It has files, and a crash: power is lost and comes back.
 //! A seed decides, among other things, what is on the disk afterwards. Each act is run with seeds 0
-//! to 99, and shows the first failing run; "Ends well." means that all 100 did. (Seed 0 is a seed like
-//! any other.)
+//! to 99, and shows the first failing run; "Ends well." means that all 100 did. (Seed 0 is a seed
+//! like any other.)
 //!
 //! Puzzle: a file contains "old". A program writes "new" over it, and the write returns without an
 //! error. The program tells its user that the data is saved. Then power is lost. What is in the

@@ -3,7 +3,8 @@
 //! On a real disk a crash test loses power now and then, and fails once a month. On a simulated
 //! machine everything that the kernel and the disk decide is a number: when a request completes,
 //! when the power fails, which sectors survive. The list of these numbers is the run's *tape*. A
-//! *seed* generates a tape; the same tape gives the same run. 0 is always the harmless choice.
+//! *seed* generates a tape; the same tape gives the same run. In a tape, 0 is always the harmless
+//! choice. (Seed 0 is a seed like any other, and its tape is not all zeros.)
 //!
 //! Puzzle: `save` writes data, then a mark that says "the data is valid", then syncs. The power
 //! fails at any moment. The test passes with seed 0. Is `save` correct? If not: how do you find a
@@ -62,23 +63,24 @@ fn try_seeds(title: &str, machine: &Simulation, seeds: u64, steps: &[Step]) {
 }
 
 pub fn main() {
-    // Sectors of 8 bytes, which are not torn: the mark is one, the data another.
+    // Sectors of 8 bytes, which are not torn: the mark is one, the data another. In the rows: the
+    // tape as it grows. This run happens to end well.
     let machine = Simulation::new().sector_size(8).torn_writes(false);
     try_seeds("The puzzle: one seed", &machine, 1, &[Data, Mark, Sync]);
 
-    // One run says little. Of many, one fails. Its tape contains every decision (the rows show it as it
-    // grows), also those that have nothing to do with the failure: slow requests, for instance.
+    // One run says little. Of many, one fails. Its tape contains every decision, also those
+    // that have nothing to do with the failure: slow requests, for instance.
     try_seeds("A thousand seeds", &machine.clone().max_shrink_runs(0), 1000, &[Data, Mark, Sync]);
 
     // So the search *shrinks* the tape: it removes choices and replaces them by 0 as long as the
     // run still fails. Each choice left is needed. `0*15` stands for fifteen zeros: nothing special
-    // happens until the mark's write has completed. Then 1: the power fails. 0: the mark's sector is
-    // kept. 1: the data's is not. The sync comes too late, and fails with errno 5 (EIO), an I/O
+    // happens until the mark's write has completed. Then 1: the power fails. 0: the mark's sector
+    // is kept. 1: the data's is not. The sync comes too late, and fails with errno 5 (EIO), an I/O
     // error. With the variable set, a test makes this run alone.
     try_seeds("The same, shrunk", &machine, 1000, &[Data, Mark, Sync]);
 
-    // The folklore of two syncs. But the power may fail before the first has returned; the second is
-    // not even called. And when the first has returned, nothing is left to do for the second.
+    // The folklore of two syncs. But the power may fail before the first has returned; the second
+    // is not even called. And when the first has returned, nothing is left to do for the second.
     try_seeds("A fix that fails: sync twice at the end", &machine, 1000, &[Data, Mark, Sync, Sync]);
 
     // A sync says nothing about the order of the writes before it. So the order needs its own. Here

@@ -69,9 +69,9 @@ fn note_closed(disk: &Disk) -> io::Result<()> {
 }
 
 pub fn main() {
-    // A is entered to see the flag; it asks the kernel to stop (no row shows this), and waits on. The
-    // call returns when the kernel has given the buffer back: here with the data, as it did not stop.
-    // The *next* call returns `Cancelled`, without a request; so A's note is not written.
+    // A is entered to see the flag; it asks the kernel to stop (no row shows this), and waits on.
+    // The call returns when the kernel has given the buffer back: here with the data, as it did not
+    // stop. The *next* call returns `Cancelled`, without a request; so A's note is not written.
     cancel_in_flight("The puzzle: A is cancelled, and then closes the file", |disk| {
         tell(try_read(disk, 0))?;
         note_closed(disk)

@@ -2,8 +2,8 @@
 //!
 //! Process all completions on the ring, one after the other. `peek` returns the request whose
 //! completion is at the cursor. Each needs three calls: `complete`, which continues the request's
-//! coroutine; `advance`, which moves the cursor; and `count_down`. In which order? The coroutine that
-//! continues may submit, and poll until other requests are done.
+//! coroutine; `advance`, which moves the cursor; and `count_down`. In which order? The coroutine
+//! that continues may submit, and poll until other requests are done.
 
 use crate::judge::reap::Disk;
 
