@@ -93,6 +93,7 @@ fn exercise_01_event() {
 fn exercise_02_mutex() {
     // S1: one coroutine at a time, and all of them get the lock
     accepts(judge::mutex::is_correct::<mutex::MyMutex>());
+    accepts(judge::mutex::is_correct::<mutex::PassedOn>());
     refuses(judge::mutex::is_correct::<wrong_mutex::ChecksOnce>(), "has got the lock while");
     refuses(judge::mutex::is_correct::<wrong_mutex::WakesOne>(), STUCK);
     refuses(judge::mutex::is_correct::<wrong_mutex::NeverFree>(), STUCK);
@@ -143,7 +144,9 @@ fn exercise_06_submit() {
 fn exercise_07_plug() {
     // E3, H7: requests gather while there is a plug, and no longer
     accepts(judge::plug::is_correct::<plug::MyQueue>());
-    refuses(judge::plug::is_correct::<wrong_plug::EachDropSubmits>(), "requests were submitted");
+    refuses(judge::plug::is_correct::<wrong_plug::DropSubmits>(), "1 of 1 requests were submitted, and 0 should");
+    refuses(judge::plug::is_correct::<wrong_plug::LoopIgnoresPlugs>(), "1 of 1 requests were submitted, and 0 should");
+    refuses(judge::plug::is_correct::<wrong_plug::OnePlugOnly>(), "1 of 1 requests were submitted, and 0 should");
     refuses(judge::plug::is_correct::<wrong_plug::CountsInOneBranch>(), "0 of 1 requests were submitted");
     refuses(judge::plug::is_correct::<wrong_plug::IgnoresFull>(), "0 of 3 requests were submitted");
 }

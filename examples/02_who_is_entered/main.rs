@@ -71,7 +71,8 @@ pub fn main() {
     // has done its work.
     hand_over("The puzzle: a function that finishes immediately, and enters A", Helper::Function, |a| a.enter());
 
-    // The obvious guard: A must not enter itself.
+    // The obvious guard: A must not enter itself. A learns the result all the same: it checks
+    // `is_done` before it yields.
     let unless_it_runs: CallBack = |a| {
         if Coroutine::current() != Some(a) {
             a.enter();
@@ -82,7 +83,6 @@ pub fn main() {
     // Now B is current. A is on the stack all the same: it entered B.
     hand_over("Where that fails: the helper is a coroutine", Helper::Coroutine, unless_it_runs);
 
-    // The right condition is "entered", not "current". A needs no enter to learn the result: it
-    // checks `is_done` before it yields.
+    // The right condition is "entered", not "current". Again A needs no enter to learn the result.
     hand_over("The fix: enter A unless A is entered", Helper::Coroutine, |a| _ = a.enter_unless_entered());
 }

@@ -3,11 +3,12 @@
 //! Entering a coroutine runs it on top of the caller. *Waking* makes it ready and leaves the place
 //! to the runtime:
 //!
-//! - no coroutine is running: it runs immediately. A running loop counts as no coroutine, even if a
-//!   coroutine called it (lesson 11);
-//! - a coroutine is running: it runs when that one yields or ends. The runtime enters it in the
-//!   same place, before the call that entered the waker returns;
+//! - no coroutine is running: it runs immediately;
+//! - a coroutine is running: it runs when that one yields or ends. If A is running, the runtime
+//!   does this inside the call `a.enter()`, before that call returns;
 //! - by `schedule`, or from another thread: it runs in the loop's next iteration.
+//!
+//! A wake is not counted. A coroutine that is ready already, is entered or has ended is left alone.
 //!
 //! Puzzle: B, when woken, puts a letter into a box. A wakes B, and looks into the box. What is in
 //! it?
@@ -60,6 +61,7 @@ fn a_makes_b_write(title: &str, how: fn(Coroutine, &Cell<u32>)) {
 }
 
 pub fn main() {
+    // The caller is no coroutine, so `wake` is like `enter`: B has run when it returns.
     act("No coroutine is running: B runs immediately", |_context| {
         let (b, letters) = writer();
         b.wake();
@@ -75,8 +77,8 @@ pub fn main() {
     a_makes_b_write("A fix that fails: A schedules B", |b, _| b.schedule().expect("once"));
 
     // To let others run, yield; in a loop that checks the condition, since (as in lesson 1) the
-    // number of yields that B needs is B's implementation detail. A's turn comes in the loop's next
-    // iteration.
+    // number of yields that B needs is B's implementation detail. `yield_now` schedules its caller,
+    // and yields: A "waits for its turn", which comes in the loop's next iteration.
     a_makes_b_write("The fix: A wakes B, and yields until B has written", |b, letters| {
         b.wake();
         while letters.get() == 0 {

@@ -43,6 +43,8 @@ fn three(title: &str, add: impl Fn(&Cell<u32>) + Clone + 'static) {
 }
 
 pub fn main() {
+    // Each yields (`yield_now`: until the next iteration) between reading and writing. So all three
+    // read 0, and two of the additions are lost.
     three("The puzzle: no lock", add_one);
 
     // When A is done, B and C have both checked the flag already, and neither checks it again. A

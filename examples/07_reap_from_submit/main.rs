@@ -51,11 +51,12 @@ fn wait_for_letter(title: &str, disk_is_fast: bool, before_each_read: fn(Corouti
         a.schedule().expect("once");
         b.schedule().expect("once");
         run_loop(context, &[a, b]);
-        assert!(reads.get() < 3, "A has read three times, and B has not run");
+        assert!(reads.get() < 3, "B did not run until A gave up, after three reads");
     });
 }
 
 pub fn main() {
+    // The request is in flight, so A waits for it, and B runs meanwhile.
     wait_for_letter("With a slow disk", false, |_b| {});
 
     // Each read is done when A first checks for it, so A does not yield, and B waits until A gives
@@ -63,8 +64,11 @@ pub fn main() {
     // for the iteration's end. (Outside an iteration there is no limit.)
     wait_for_letter("The puzzle: with a fast disk", true, |_b| {});
 
-    // B was ready before. A ready coroutine still needs a yield of A to run.
-    wait_for_letter("A fix that fails: A wakes B first", true, |b| b.wake());
+    // B was ready before, so a wake changes nothing. It still needs a yield of A to run.
+    wait_for_letter("A fix that fails: A wakes B first", true, |b| {
+        say("wakes B, which is ready already");
+        b.wake();
+    });
 
     // A call that may yield need not. To let others run, call `yield_now`. A continues in the next
     // iteration; its read does not yield there either.

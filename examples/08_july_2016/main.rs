@@ -66,6 +66,7 @@ fn read_once<G: Guards>(title: &str, speed: Speed, names: &[&'static str]) {
 }
 
 pub fn main() {
+    // A has yielded, so the loop may enter it.
     read_once::<July2016>("Before July: with a slow disk, the loop reaps", Speed::Slow, &["A"]);
 
     // A is running, reaps its own completion, and enters itself.
@@ -78,7 +79,11 @@ pub fn main() {
     read_once::<July2016>("A fix that fails: let requests gather, so that the loop submits", Speed::Fast, &["A", "B"]);
 
     // The fix made in July: compare with the current coroutine. A is left alone; it is within its
-    // own read, and finds the result there. Is it enough? See lesson 9.
+    // own read, and finds the result there. (The row says "entered", which the current coroutine
+    // is; July's guard knows only "current".)
     read_once::<NotTheCurrent>("The fix: do not enter the current coroutine", Speed::Fast, &["A"]);
+
+    // B enters A, which is not current and has yielded, and leaves itself alone. Is that enough?
+    // See lesson 9.
     read_once::<NotTheCurrent>("The same fix, two coroutines", Speed::Fast, &["A", "B"]);
 }

@@ -45,6 +45,7 @@ fn two_without_a_lock(context: &AioContext) {
 }
 
 pub fn main() {
+    // The case that July's fix was made for: A reaps its own completion, and is current.
     act("July's guard, A alone: works", a_alone::<September2016>);
 
     // X reads with the lock, Y waits for the lock, and A reads without it (`schedule.rs` has their
@@ -53,13 +54,12 @@ pub fn main() {
     // says "enters Y"), still on top of A, and submits. Y reaps A's request. The current coroutine
     // is Y, so the guard lets it enter A; but A is entered.
     act("The puzzle: a fix that fails with A, X and Y", three_and_a_lock::<September2016>);
+    lesson::print(
+        "\nAfter the violation the stacks unwind: first Y, whose read must complete before its buffer is freed, then A.\n",
+    );
 
     // Is the lock needed? No: it is how it happened in the field. Any coroutine that runs on top of
     // A and submits can reap A's request.
     act("The same with two coroutines and no lock", two_without_a_lock);
-
-    lesson::print(
-        "\nAfter a violation the stacks unwind: in act 2 first Y, whose read must complete before its buffer is freed, then A.\n\
-         The right condition is \"entered\", not \"current\", as in lesson 2. The fix is in lesson 10.\n",
-    );
+    lesson::print("\nThe right condition is \"entered\", not \"current\", as in lesson 2. The fix is in lesson 10.\n");
 }

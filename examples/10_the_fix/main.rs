@@ -57,16 +57,18 @@ fn one_request(title: &str, at_once: bool, wait: fn(&Result)) {
 }
 
 pub fn main() {
+    // The completion came while A was entered, and left it alone. No other will come.
     one_request("The puzzle: A yields until it is woken", true, |_result| suspend());
 
-    // Checking before the yield finds a completion that came while A was entered. But A may also be
-    // entered for another reason, with the request still in flight.
+    // Checking before the yield finds a completion that came while A was entered.
     let look_and_yield: fn(&Result) = |result| {
         if result.get().is_none() {
             suspend();
         }
     };
     one_request("A first fix: A checks before it yields", true, look_and_yield);
+
+    // A yields, is entered with the request still in flight, and takes that for the completion.
     one_request("Where that fails: A is entered for another reason", false, look_and_yield);
 
     // A checks before each yield, and so also after each.

@@ -3,7 +3,6 @@
 //! A coroutine may itself call the loop: a *nested poll*, until some event has occurred. Storage
 //! code does that where it cannot yield, in a destructor for instance. The outer iteration is
 //! suspended in the middle of its work meanwhile, and the nested one must not miss that work.
-//!
 //! A running loop counts as no coroutine, even on the stack of A: so its reap runs a woken
 //! coroutine immediately, on top of A. But A stays entered.
 //!
@@ -50,11 +49,9 @@ fn poll_for_b<G: Guards>(title: &str, depth: u32, blocking: bool) {
             let (disk, b_has_read, context) = (disk.clone(), Rc::clone(&b_has_read), context.clone());
             move || {
                 read(&disk, 0);
-                for _ in 0..3 {
-                    if !b_has_read.get() {
-                        say("B has not read: polls");
-                        context.poll(blocking);
-                    }
+                for _ in (0..3).take_while(|_| !b_has_read.get()) {
+                    say("B has not read: polls");
+                    context.poll(blocking);
                 }
                 assert!(b_has_read.get(), "A has polled three times, and B has not read");
             }
@@ -71,10 +68,18 @@ fn poll_for_b<G: Guards>(title: &str, depth: u32, blocking: bool) {
 }
 
 pub fn main() {
-    // B's completion is in the batch, in a local variable of the outer reap, below A on the stack
-    // (drawn after the acts). The nested poll sleeps for an event that has already occurred: in the
-    // field forever. (The scripted backend reports it.)
+    // B's completion is in the batch, in a local variable of the outer reap, below A on the stack.
+    // The nested poll sleeps for an event that has already occurred: in the field forever. Here the
+    // scripted backend panics instead, which unwinds A. Then the reap continues, and B ends.
     poll_for_b::<Batch2014>("The puzzle: the loop takes both completions off the ring", 8, true);
+    lesson::print(
+        "\nThe stack during the nested sleep, top first:\n\n\
+         \u{20}   sleep        waits for the ring, which is empty\n\
+         \u{20}   iteration    nested, called by A\n\
+         \u{20}   A            polls until B has read\n\
+         \u{20}   reap         in its batch: B's completion\n\
+         \u{20}   iteration    called by the program\n",
+    );
 
     // Not sleeping ends the hang, but no number of iterations reaches the batch.
     poll_for_b::<Batch2014>("A fix that fails: A's polls do not block", 8, false);
@@ -88,14 +93,7 @@ pub fn main() {
     // is done. If the count is still 1 when A polls, the queue looks full: B's request is not
     // submitted, and A sleeps for a completion that was processed already.
     poll_for_b::<CountsLate>("Where the order matters: depth 1, in_flight decremented after the wake", 1, true);
-    poll_for_b::<AllGuards>("Depth 1, in_flight decremented before the wake", 1, true);
 
-    lesson::print(
-        "\nThe stack at the end of act 1, top first:\n\n\
-         \u{20}   sleep        waits for the ring, which is empty\n\
-         \u{20}   iteration    nested, called by A\n\
-         \u{20}   A            polls until B has read\n\
-         \u{20}   reap         in its batch: B's completion\n\
-         \u{20}   iteration    called by the program\n",
-    );
+    // When A polls, the count is 0: there is room, so A's poll submits B's request, and reaps it.
+    poll_for_b::<AllGuards>("Depth 1, in_flight decremented before the wake", 1, true);
 }

@@ -1,8 +1,8 @@
 //! Lesson 12. Two threads, and a count below zero.
 //!
-//! A context belongs to its home thread. Another thread may poll it too, without blocking: it
-//! reaps, and leaves running the coroutines to the home thread. So the context has a lock, which
-//! the loop holds during an iteration.
+//! A context belongs to its home thread (in the pictures: `thread`). Another thread (`thread 1`)
+//! may poll it too, without blocking: it reaps, and leaves running the coroutines to the home
+//! thread. So the context has a lock, which the loop holds during an iteration.
 //!
 //! In 2018 submit reaped without taking that lock. In the field, the engine's count of requests in
 //! flight was seen at 4294967280, which is 2^32 - 16, and requests completed twice.
@@ -47,6 +47,7 @@ fn three_reads<G: Guards>(title: &str, other_thread: bool) {
 }
 
 pub fn main() {
+    // Only the home thread reaps, and counts each of the three completions once.
     three_reads::<Unlocked2018>("One thread: no lock needed", false);
 
     // The home thread reaps without the lock. The other one takes the lock, and all three
@@ -61,10 +62,11 @@ pub fn main() {
     sixteen_at_a_time();
 }
 
-/// Does the arithmetic of 2018, without an engine. Why sixteen, and not one? A reap read all the
-/// completions that were on the ring, here sixteen, before it counted them; and it did not check
-/// the subtraction. Today each completion is counted by itself, and a count below zero panics.
+/// Does the arithmetic of 2018, without an engine.
 fn sixteen_at_a_time() {
+    // Why sixteen, and not one? A reap read all the completions that were on the ring, here
+    // sixteen, before it counted them; and it did not check the subtraction. Today each completion
+    // is counted by itself, and a count below zero panics.
     act("How in_flight came to 4294967280", |_context| {
         let in_flight = 16_u32;
         let (home, other) = (16, 16);

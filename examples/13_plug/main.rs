@@ -33,6 +33,7 @@ fn three_reads_at_depth(title: &str, depth: u32, expected: u64, start: fn(&Disk,
         start(&disk, context, &readers);
         run_loop(context, &readers);
         let calls = disk.stats().submits;
+        say(format!("system calls that have submitted: {calls}"));
         assert!(calls == expected, "{calls} system calls for three requests");
     });
 }
@@ -42,14 +43,15 @@ fn enter_all(readers: &[Coroutine]) {
 }
 
 pub fn main() {
-    // Outside the loop's iteration the engine does not know whether more requests will follow, or
-    // when the loop will run, so it submits each request immediately.
+    // Each row "submit" is a system call; the last row counts them. Outside the loop's iteration
+    // the engine does not know whether more requests will follow, or when the loop will run, so it
+    // submits each request immediately.
     three_reads("The puzzle: one after the other", |_disk, _context, readers| enter_all(readers));
 
     // `_` binds nothing: the plug is dropped at the end of the statement.
     three_reads("A fix that fails: let _ = plug()", |disk, _context, readers| {
         let _ = disk.plug();
-        say("the plug was created, and dropped again");
+        say("let _ = disk.plug();");
         enter_all(readers);
     });
 
@@ -57,9 +59,9 @@ pub fn main() {
     // not: a submit reaps, which may run other coroutines, and no destructor does that.
     three_reads("The fix: let plug = plug()", |disk, _context, readers| {
         let plug = disk.plug();
-        say("creates the plug");
+        say("let plug = disk.plug();");
         enter_all(readers);
-        say("drops the plug");
+        say("drop(plug);");
         drop(plug);
     });
 

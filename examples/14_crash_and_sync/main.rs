@@ -2,7 +2,8 @@
 //!
 //! The kernel of this lesson is simulated. It has files, and a crash: power is lost and comes back.
 //! A seed decides, among other things, what is on the disk afterwards. Each act is run with seeds 0
-//! to 99, and shows the first failing run; "Ends well." means that all 100 did.
+//! to 99, and shows the first failing run; "Ends well." means that all 100 did. (Seed 0 is a seed
+//! like any other.)
 //!
 //! Puzzle: a file contains "old". A program writes "new" over it, and the write returns without an
 //! error. The program tells its user that the data is saved. Then power is lost. What is in the
@@ -22,7 +23,9 @@ use lesson::{durable_file, say, simulated_act, spawn};
 
 fn write(file: &File) -> io::Result<()> {
     say("writes new");
-    file.write_at(b"new", 0).map(drop)
+    file.write_at(b"new", 0)?;
+    say("the kernel has new; the disk has old, or new already");
+    Ok(())
 }
 
 /// Runs a program that saves by `save`, and loses power.
@@ -66,6 +69,8 @@ pub fn main() {
     save_and_crash("The fix: write, and sync", |file| {
         write(file)?;
         say("syncs");
-        file.sync_data()
+        file.sync_data()?;
+        say("the disk has new");
+        Ok(())
     });
 }

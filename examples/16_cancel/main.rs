@@ -1,8 +1,8 @@
 //! Lesson 16. Cancelling.
 //!
-//! `cancel` stops nothing. It sets a flag and wakes the coroutine; from then on its waits and its
-//! I/O return the error `Cancelled`, which is passed on with `?`. So destructors run where they
-//! always do, and code between two waits is never interrupted.
+//! `cancel` stops nothing. It sets a flag and wakes the coroutine. Waits and I/O that begin later
+//! return the error `Cancelled`, which is passed on with `?`. So destructors run where they always
+//! do, and code between two waits is never interrupted.
 //!
 //! Puzzle: A reads into a buffer on its stack, and the kernel has the request when A is cancelled.
 //! When does A's call return, and with what?
@@ -17,7 +17,7 @@ use std::io;
 use coralio::engine::guards::{Guards, OnCancel};
 use coralio::task::{check_cancelled, shield};
 
-use lesson::{Disk, act, attach, backend, say, spawn, try_read, try_read_leaked, try_write};
+use lesson::{Disk, act, attach, backend, run_loop, say, spawn, try_read, try_read_leaked, try_write};
 
 /// Returns from a cancelled call while the kernel still has the request.
 struct ReturnsAtOnce;
@@ -52,7 +52,8 @@ fn cancel_in_flight<G: Guards>(title: &str, job: fn(&Disk<G>) -> io::Result<()>)
         a.cancel();
         say("the kernel completes the read");
         backend.release(0);
-        (0..3).for_each(|_| _ = context.poll(false));
+        context.poll(true);
+        run_loop(context, &[a.coroutine()]);
         assert!(backend.disk()[512] == 0, "A has ended, and the file is still noted as open");
     });
 }
@@ -68,9 +69,9 @@ fn note_closed(disk: &Disk) -> io::Result<()> {
 }
 
 pub fn main() {
-    // A is entered to see the flag; it asks the kernel to stop, and waits on. The call returns when
-    // the kernel has given the buffer back: here with the data, since the kernel did not stop. The
-    // *next* call returns `Cancelled`, without a request; so A's note is not written.
+    // A is entered to see the flag; it asks the kernel to stop (no row shows this), and waits on.
+    // The call returns when the kernel has given the buffer back: here with the data, as it did not
+    // stop. The *next* call returns `Cancelled`, without a request; so A's note is not written.
     cancel_in_flight("The puzzle: A is cancelled, and then closes the file", |disk| {
         tell(try_read(disk, 0))?;
         note_closed(disk)
@@ -78,9 +79,7 @@ pub fn main() {
 
     // If the call returned immediately, the kernel would write to a buffer that is freed, or in use
     // for something else. (Here it is leaked.) The engine panics when the completion comes.
-    cancel_in_flight::<ReturnsAtOnce>("A fix that fails: the call returns immediately", |disk| {
-        tell(try_read_leaked(disk, 0))
-    });
+    cancel_in_flight::<ReturnsAtOnce>("A fix that fails: an early return", |disk| tell(try_read_leaked(disk, 0)));
 
     // A shield masks the flag, for work that must be finished. Keep it short: the code that has
     // cancelled A may be waiting for it.

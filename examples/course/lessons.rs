@@ -100,7 +100,6 @@ mod museum;
 
 /// An exhibit of the museum after its two runs.
 pub(crate) struct Exhibit {
-    pub(crate) rule: &'static str,
     pub(crate) when: &'static str,
     pub(crate) what: &'static str,
     pub(crate) workload: &'static str,
@@ -132,7 +131,6 @@ pub(crate) fn exhibits() -> Vec<Exhibit> {
             Act { title: title.into(), recording, failure, said: String::new() }
         };
         Exhibit {
-            rule: version.rule,
             when: version.when,
             what: version.what,
             workload: version.workloads[index].what,

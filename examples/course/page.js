@@ -4,8 +4,10 @@
 //   course.view("levels", { title: "You are the kernel", show(main, values) { .. }, keys: { r: [run, "restart"] } })
 //   course.data("levels")          the section's JSON
 //   course.say(text)               tells readers of the screen
-//   course.link({ levels: 2 })     shows that place; course.replace changes the address alone
-//   course.keep(key, value), course.kept(key)     progress
+//   course.link({ levels: 2 })     shows that place; course.replace changes the address alone;
+//                                  course.show begins anew there
+//   course.keep(key, value), course.kept(key), course.forget()     progress
+//   course.legend()                what the signs mean, for the list of keys
 //   course.element("button", { class: "plain", click: run }, ...children)
 //   course.words(text), course.paragraphs(text)   text with `code` and *emphasis*
 const course = (() => {
@@ -74,9 +76,22 @@ const course = (() => {
     try { localStorage.setItem("coralio-course", JSON.stringify(memory)); } catch { /* for this visit only */ }
   }
 
+  function forget() {
+    Object.keys(memory).forEach((key) => { delete memory[key]; });
+    keep("forgotten", undefined);
+  }
+
   let current = null;
+  // Shows a place, also if it is this one.
+  function show(values) {
+    if (location.hash === hash(values)) route();
+    else link(values);
+  }
+
   function route() {
     if (location.hash === "#main") return $("main").focus();
+    $("keys").close();
+    const lost = $("main").contains(document.activeElement);
     const wanted = values();
     current = views.find((view) => view.name in wanted) ?? views[0];
     for (const link of $("sections").children) {
@@ -85,6 +100,7 @@ const course = (() => {
     }
     $("main").replaceChildren();
     current.show($("main"), wanted);
+    if (lost) $("main").focus({ preventScroll: true });
     document.title = `${$("main").querySelector("h1, h2")?.textContent ?? current.title} - Coralio`;
   }
 
@@ -96,12 +112,22 @@ const course = (() => {
 
   function help() {
     const list = element("dl");
-    for (const [key, [, what]] of Object.entries({ ...current.keys, "?": [help, "this list"] })) {
-      const name = { ArrowRight: "→", ArrowLeft: "←", ArrowUp: "↑", ArrowDown: "↓" }[key] ?? key;
+    const keys = Object.entries({ ...current.keys, "?": [help, "this list"] });
+    const digits = keys.filter(([key]) => /\d/.test(key)).length;
+    for (const [key, [, what]] of keys.filter(([key]) => !/[2-9]/.test(key))) {
+      const name = key === "1" ? `1 .. ${digits}` : { ArrowRight: "→", ArrowLeft: "←", ArrowUp: "↑", ArrowDown: "↓" }[key] ?? key;
       list.append(element("dt", {}, element("kbd", {}, name)), element("dd", {}, what));
     }
-    $("keys").replaceChildren(element("h2", {}, "Keys"), list, element("button", { onclick: () => $("keys").close() }, "Close"));
+    const close = element("button", { class: "close", autofocus: true, onclick: () => $("keys").close() }, "Close");
+    $("keys").replaceChildren(close, element("h2", {}, "Keys"), list, ...course.legend());
     $("keys").showModal();
+  }
+
+  // Whether the pane that has the focus needs this key to scroll.
+  function scrolls({ key, target }) {
+    const pane = target.closest?.("[tabindex='0']:not(button)");
+    if (/^Arrow(Left|Right)$/.test(key)) return Boolean(pane) && pane.scrollWidth > pane.clientWidth;
+    return /^(Arrow|Home|End|Page)/.test(key) && Boolean(pane) && pane.scrollHeight > pane.clientHeight;
   }
 
   function start() {
@@ -109,7 +135,7 @@ const course = (() => {
     $("help").onclick = help;
     document.addEventListener("keydown", (event) => {
       if (event.ctrlKey || event.altKey || event.metaKey || $("keys").open) return;
-      if (event.target.closest?.("input:not([type=checkbox]), textarea, select")) return;
+      if (event.target.closest?.("input:not([type=checkbox]), textarea, select") || scrolls(event)) return;
       const key = event.key === "?" ? [help] : current.keys?.[event.key];
       if (key) {
         event.preventDefault();
@@ -118,5 +144,5 @@ const course = (() => {
     });
     route();
   }
-  return { view, data, say, element, words, paragraphs, values, link, replace, keep, kept, start };
+  return { view, data, say, element, words, paragraphs, values, link, show, replace, keep, kept, forget, start };
 })();

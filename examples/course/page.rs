@@ -14,6 +14,7 @@ use crate::texts::{above, head};
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
+const EXPLANATIONS: &str = include_str!("museum.json");
 
 /// A part of the page. Its data is in the page as JSON, for its script; see `page.js` for what a
 /// script can use.
@@ -27,7 +28,7 @@ pub(crate) struct Section {
 
 /// Returns the parts of the page, in the order of their links.
 fn sections() -> Vec<Section> {
-    vec![lesson_section(), level_section(), museum_section()]
+    vec![lesson_section(), level_section(), museum_section(), read_section()]
 }
 
 /// Returns the page.
@@ -95,7 +96,7 @@ fn lesson(lesson: &Lesson, questions: &Questions) -> Value {
 }
 
 fn act(act: &Act, text: &str, files: &[SourceFile], questions: &[Question]) -> Value {
-    let (heading, steps) = steps(&act.recording, files);
+    let (heading, steps) = steps(&act.recording, files, act.failure.is_none());
     let lanes: Vec<_> = act.recording.lanes.iter().map(|lane| &lane.name).collect();
     let asked = questions.iter().filter(|question| question.is_of(act));
     let (asked, lost): (Vec<_>, Vec<_>) = asked.map(|question| question.resolve(act, &steps)).partition(Result::is_ok);
@@ -120,14 +121,57 @@ fn level_section() -> Section {
 
 fn museum_section() -> Section {
     let files = museum_files();
-    let exhibits: Vec<_> = exhibits().iter().map(|exhibit| museum_exhibit(exhibit, &files)).collect();
+    let explanations: Vec<String> = serde_json::from_str(EXPLANATIONS).expect("museum.json is a list of texts");
+    let exhibits = exhibits();
+    assert_eq!(exhibits.len(), explanations.len(), "museum.json explains each exhibit");
+    let exhibits: Vec<_> =
+        exhibits.iter().zip(explanations).map(|(exhibit, text)| museum_exhibit(exhibit, &text, &files)).collect();
     let data = json!({ "matrix": MATRIX, "files": self::files(&files), "exhibits": exhibits });
     Section { name: "museum", data, script: include_str!("museum.js"), style: "" }
 }
 
-fn museum_exhibit(exhibit: &Exhibit, files: &[SourceFile]) -> Value {
+fn museum_exhibit(exhibit: &Exhibit, explanation: &str, files: &[SourceFile]) -> Value {
     let acts: Vec<_> = exhibit.acts.iter().map(|one| act(one, "", files, &[])).collect();
     json!({
-        "rule": exhibit.rule, "when": exhibit.when, "what": exhibit.what, "workload": exhibit.workload, "acts": acts,
+        "when": exhibit.when, "what": exhibit.what, "workload": exhibit.workload, "explanation": explanation, "acts": acts,
     })
+}
+
+/// The texts to read besides the lessons: name, path, title, and what they are.
+const TEXTS: [(&str, &str, &str, &str, &str); 3] = [
+    (
+        "history",
+        "history.md",
+        include_str!("../history.md"),
+        "The history of the bugs",
+        "What was seen in the field, when, and why the first fixes were not enough. Gives the lessons' answers away.",
+    ),
+    (
+        "exercises",
+        "exercises/README.md",
+        include_str!("../exercises/README.md"),
+        "Exercises",
+        "Ten small programs, each with a hole to fill.",
+    ),
+    (
+        "tokio",
+        "tokio.md",
+        include_str!("../tokio.md"),
+        "A map for tokio users",
+        "What a waker, `Notify`, `select!` and `Pin` are here, or why they are not needed.",
+    ),
+];
+
+fn read_section() -> Section {
+    let readme = include_str!("../README.md");
+    let legend = readme.find("## How to read a picture").and_then(|begin| {
+        let end = readme[begin..].find("## First half")?;
+        Some(&readme[begin..begin + end])
+    });
+    let texts: Vec<_> = TEXTS
+        .iter()
+        .map(|(id, path, text, title, what)| json!({ "id": id, "path": path, "text": text, "title": title, "what": what }))
+        .collect();
+    let data = json!({ "legend": legend.expect("README.md has the legend"), "texts": texts });
+    Section { name: "read", data, script: include_str!("read.js"), style: "" }
 }

@@ -8,10 +8,13 @@
 //!   ask        the answer
 //!   says       what `*` stands for
 //!   next       who runs after the event
-//!   in_flight  the engine's counter after the event; 0 before the engine has counted
+//!   in_flight  the number of requests in flight after the event
 //!   yields     "yes" if the event is a yield, else "no"
 //!   outcome    "ends well" or "fails"; needs no event, and is asked before the second step
 //! ```
+//!
+//! The question comes before that event; with `before`, already before the first event that fits
+//! this text, since the rows in between would tell. `names` says how the page calls the options.
 
 use std::fmt;
 
@@ -72,8 +75,16 @@ impl Question<'_> {
         let Some(right) = options.iter().position(|option| *option == answer) else {
             return Err(format!("{answer:?} is none of {options:?}: {question}"));
         };
+        let at = match self.0["before"].as_str() {
+            Some(text) => {
+                let place = steps.iter().position(|step| fitting(text, &step.words).is_some());
+                place.ok_or_else(|| format!("no event {text}: {question}"))?.max(1)
+            }
+            None => at,
+        };
+        let names = self.0["names"].as_array().map_or(json!(options), |names| json!(names));
         Ok(json!({
-            "step": at, "question": question, "options": options, "answer": right, "hint": self.text("hint"),
+            "step": at, "question": question, "options": names, "answer": right, "hint": self.text("hint"),
             "why": self.text("why"),
         }))
     }

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use coralio::trace::{CoroutineIndex, Event, Frame, Record, Recording, Replay, RequestState, TextOptions};
+use coralio_runtime::report;
 use serde_json::{Value, json};
 
 use crate::lessons::SourceFile;
@@ -35,7 +36,7 @@ pub(crate) struct Step {
     lines: BTreeMap<i64, (usize, u32)>,
     /// The live requests: number, owner, whether the kernel has it.
     requests: Vec<(u64, i64, bool)>,
-    /// The engine's own counters: in flight, pending, plugged.
+    /// The numbers of requests in flight and pending, and of plugs; `None` without an engine.
     pub(crate) counters: Option<[u32; 3]>,
 }
 
@@ -61,13 +62,14 @@ impl Step {
     }
 }
 
-/// Returns the heading of the lanes, and the steps of a run.
-pub(crate) fn steps(recording: &Recording, files: &[SourceFile]) -> (String, Vec<Step>) {
+/// Returns the heading of the lanes, and the steps of a run. Reports where a sound engine's counters
+/// are not the numbers of its requests.
+pub(crate) fn steps(recording: &Recording, files: &[SourceFile], is_sound: bool) -> (String, Vec<Step>) {
     let text = recording.text_with(TextOptions::default().without_legend());
     let mut rows = text.lines().peekable();
     let heading = rows.next().unwrap_or_default().chars().skip(PREFIX).collect();
     let hidden = hidden(recording);
-    let mut follower = Follower::of(recording, files);
+    let mut follower = Follower::of(recording, files, is_sound);
     let mut steps = Vec::new();
     for (at, record) in recording.records.iter().enumerate() {
         let mut step = follower.step(record);
@@ -108,19 +110,23 @@ struct Follower<'a> {
     lines: BTreeMap<i64, (usize, u32)>,
     waits: HashMap<usize, String>,
     requests: BTreeMap<u64, (i64, bool)>,
-    counters: Option<[u32; 3]>,
+    /// Whether the engine counts as it ought to.
+    is_sound: bool,
+    /// As last told.
+    plugs: Option<u32>,
 }
 
 impl<'a> Follower<'a> {
-    fn of(recording: &'a Recording, files: &'a [SourceFile]) -> Follower<'a> {
+    fn of(recording: &'a Recording, files: &'a [SourceFile], is_sound: bool) -> Follower<'a> {
         Follower {
+            is_sound,
             recording,
             files,
             replay: Replay::of(recording),
             lines: BTreeMap::new(),
             waits: HashMap::new(),
             requests: BTreeMap::new(),
-            counters: None,
+            plugs: None,
         }
     }
 
@@ -159,7 +165,14 @@ impl<'a> Follower<'a> {
         match &record.event {
             Event::Yield { lane, waits } => _ = self.waits.insert(lane.0, waits.to_string()),
             Event::Request { request, state } => self.request(*request, *state, actor),
-            Event::Counters { in_flight, pending, plugged } => self.counters = Some([*in_flight, *pending, *plugged]),
+            // An engine tells these only when it submits: the other two follow from the requests.
+            Event::Counters { in_flight, pending, plugged } => {
+                self.plugs = Some(*plugged);
+                let counted = self.counters();
+                if self.is_sound && counted != Some([*in_flight, *pending, *plugged]) {
+                    report(format_args!("the engine counts {in_flight} and {pending}, the page {counted:?}"));
+                }
+            }
             _ => {}
         }
         let recording = self.recording;
@@ -187,8 +200,14 @@ impl<'a> Follower<'a> {
             suspended,
             lines: self.lines.clone(),
             requests: self.requests.iter().map(|(request, (owner, taken))| (*request, *owner, *taken)).collect(),
-            counters: self.counters,
+            counters: self.counters(),
         }
+    }
+
+    fn counters(&self) -> Option<[u32; 3]> {
+        let count = |taken| self.requests.values().filter(|(_, in_flight)| *in_flight == taken).count() as u32;
+        (self.plugs.is_some() || !self.requests.is_empty())
+            .then(|| [count(true), count(false), self.plugs.unwrap_or(0)])
     }
 
     fn request(&mut self, request: u64, state: RequestState, actor: i64) {

@@ -1,9 +1,10 @@
-//! Exercise 1. An event. After lesson 1.
+//! Exercise 1. An event. After lesson 6.
 //!
 //! Coroutines wait until something has happened: for instance, until a connection is there. Fill in
 //! `wait` and `set`. A coroutine may be entered or woken for any reason.
 //!
-//! You need `Coroutine::current`, `suspend` and `wake`.
+//! You need `Coroutine::current` (lesson 2), `suspend` and `wake` (lesson 4). Waking a coroutine
+//! twice, or one that has ended, does nothing.
 
 use std::cell::{Cell, RefCell};
 

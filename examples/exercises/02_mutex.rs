@@ -1,7 +1,9 @@
-//! Exercise 2. A mutex. After lessons 4 and 5.
+//! Exercise 2. A mutex. After lessons 4 to 6.
 //!
 //! Fill in `lock` and `unlock`. Between the wake of a waiter and its run other coroutines run, and
-//! may call `lock`. As always, a coroutine may also be woken for another reason.
+//! may call `lock`. As always, a coroutine may also be woken for another reason. You may free the
+//! lock, and let those that wait compete for it, or pass it on to one of them, as a `CoMutex` does.
+//! (For the second, add a field.)
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -22,6 +24,6 @@ impl Mutex for MyMutex {
     }
 
     fn unlock(&self) {
-        todo!("free the lock, and wake those that wait")
+        todo!("free the lock, or pass it on; wake a coroutine that may take it")
     }
 }

@@ -1,4 +1,4 @@
-//! Exercise 3. A bounded channel. After lesson 5.
+//! Exercise 3. A bounded channel. After lessons 5 and 6.
 //!
 //! Fill in `send` and `receive`. There may be several senders and several receivers. As always, a
 //! coroutine may also be woken for another reason.

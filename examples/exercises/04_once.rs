@@ -3,6 +3,8 @@
 //! A value is expensive to compute, so it is computed once and then shared. Readers must not
 //! exclude each other. A `CoRwLock` cannot turn a read lock into a write lock (two coroutines that
 //! try to would wait for each other), so there is a moment between the two.
+//!
+//! You need `read` and `write` of `CoRwLock`, which return guards.
 
 use coralio::sync::CoRwLock;
 

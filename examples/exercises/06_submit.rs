@@ -1,8 +1,10 @@
 //! Exercise 6. A submit. After lesson 13.
 //!
-//! The kernel may accept all requests, or the first few of them, or none for the moment
-//! (`WouldBlock`). Any other error is the fault of the first request alone. The loop calls `submit`
-//! in every iteration.
+//! A system call offers the kernel a list of requests, and returns how many it has accepted. That
+//! need not be all: when its queue is full it accepts the first few, in order, and has not looked
+//! at the others. If it can accept none for the moment, the error is `WouldBlock` (EAGAIN): offer
+//! them again in the next iteration. Any other error is the fault of the first request alone. The
+//! loop calls `submit` in every iteration.
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;

@@ -1,7 +1,9 @@
 //! Exercise 7. A plug. After lesson 13.
 //!
-//! Fill in `plug`, `push` and the destructor. Plugs nest, as functions that plug call others that
-//! do: requests gather until the last one is dropped.
+//! Fill in `plug`, `push`, the destructor, and `iteration`, which the loop calls. Plugs nest, as
+//! functions that plug call others that do: requests gather until the last one is dropped. Then the
+//! loop submits them, in its next iteration. No destructor submits: a submit reaps, and so may run
+//! other coroutines (lesson 13, act 3).
 
 use std::cell::{Cell, RefCell};
 
@@ -30,10 +32,14 @@ impl Queue for MyQueue {
         self.pending.borrow_mut().push(request);
         todo!("submit, unless the requests should gather")
     }
+
+    fn iteration(&self) {
+        todo!("submit what has gathered, unless there is a plug")
+    }
 }
 
 impl Drop for MyPlug<'_> {
     fn drop(&mut self) {
-        todo!("submit what has gathered, unless there is another plug")
+        todo!("count the plug")
     }
 }

@@ -3,7 +3,9 @@
 //! The file `dir/settings` is replaced: after a crash at any moment it has the old contents or the
 //! new. A `rename` is atomic. What must be durable before it, and what after it?
 //!
-//! You need `File::options`, `write_at`, `sync_all`, and `rename` and `sync_dir` of `coralio::fs`.
+//! A name is not in the file, but in its directory. What a sync of either makes durable is in the
+//! documentation of `File::sync_all` and of `coralio::fs`, which you should read first. You need
+//! `File::options`, `write_at`, `sync_all`, `rename` and `sync_dir`.
 
 use std::io;
 

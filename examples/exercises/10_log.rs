@@ -4,6 +4,9 @@
 //! sectors of 8 bytes are kept, dropped, or torn, each by itself. So the new numbers go to a log
 //! first, with a checksum; `recover` repeats what the log says, if its checksum is right.
 //!
+//! Torn means: the first bytes of the sector are the new ones, the others the old ones. Lesson 15
+//! has no torn writes; read `Simulation::torn_writes` first.
+//!
 //! You need `checksum`, `write_numbers` and `read_numbers` of the judge, and `File::sync_data`.
 
 use std::io;

@@ -52,7 +52,10 @@ pub fn send_to(sink: Sink) {
 /// picture and the outcome.
 pub fn act(title: &str, f: impl FnOnce(&AioContext)) {
     let (recording, failure) = record(f);
-    show(title, &recording, failure.as_deref());
+    // The engine's state, at the end of its messages, is no part of a lesson.
+    let ends_at = |text: &str| [": key 0x", " (in_flight "].iter().filter_map(|state| text.find(state)).min();
+    let failure = failure.as_deref().map(|text| &text[..ends_at(text).unwrap_or(text.len())]);
+    show(title, &recording, failure);
 }
 
 /// Does the same as [`act`] on a simulated backend, whose decisions depend on a seed. Tries a
@@ -71,11 +74,11 @@ pub fn simulated_act(title: &str, f: impl Fn(&Sim) -> Result<(), String>) {
     let seed = failing.unwrap_or(0);
     let trace = new_trace();
     let failure = run(seed, machine.trace(&trace));
-    let which = if failing.is_some() { ", the first that fails" } else { "" };
-    show(&format!("{title} (seed {seed}{which})"), &trace.recording(), failure.as_deref());
-    if failing.is_none() {
-        print("So do the other 99 seeds.\n");
-    }
+    show(title, &trace.recording(), failure.as_deref());
+    print(&match failing {
+        Some(seed) => format!("This is the run of seed {seed}, the first that fails.\n"),
+        None => "This is the run of seed 0. So do the other 99.\n".into(),
+    });
 }
 
 /// Prints the outcome of a search among simulated runs: the failing run, with its tape, or the
@@ -100,12 +103,16 @@ pub fn search_act(
         }
         Err(found) => {
             let _same = machine.tape(&found.tape).expect("a tape of this machine").search([0], f);
-            let seed = found.seed.map_or(String::new(), |seed| format!(" with seed {seed}"));
+            let seed = found.seed.map_or(String::new(), |seed| format!("Seed {seed} is the first that fails. "));
             let crash = found.log.lines().find(|line| line.contains("CRASH")).unwrap_or_default().trim_start();
             let about = format!(
-                "Run {}{seed}. From its log:\n{crash}\nTo repeat it, a test would print:\n\
-                 reproduce: CORALIO_SIM_TAPE='{}' cargo test ..\n",
-                found.run, found.tape
+                "{seed}From its log:
+{crash}
+To repeat this run, a test would print:
+\
+                 reproduce: CORALIO_SIM_TAPE='{}' cargo test ..
+",
+                found.tape
             );
             (Some(found.shrunk_message.replace("the run ended with an error: ", "")), about)
         }

@@ -68,13 +68,26 @@ fn page_has_each_lesson_with_its_texts_and_questions() {
         for act in array(&lesson["acts"]) {
             let title = act["title"].as_str().unwrap();
             assert!(printed.contains(&format!(". {title}\n")), "{name}: {title}");
+            // The panel counts as the lane of the kernel does.
+            let kernel = act["heading"].as_str().unwrap().find("kernel");
             for step in array(&act["steps"]) {
                 let row = format!("{:>5}  {}", step[0].as_str().unwrap(), step[1].as_str().unwrap());
                 assert!(printed.contains(&row), "{name}: {row}");
+                let picture: Vec<_> = step[1].as_str().unwrap().chars().collect();
+                let lane: String = kernel.into_iter().flat_map(|from| &picture[from.min(picture.len())..]).collect();
+                if let Ok(in_flight) = lane.parse::<u64>() {
+                    assert_eq!(step[13][0], in_flight, "{name}, {title}: {row}");
+                } else if step[5] != "request" {
+                    assert!(step[13].is_null() || step[13][0] == 0, "{name}, {title}: {row}");
+                }
             }
             for question in array(&act["questions"]) {
                 asked += 1;
-                let options = array(&question["options"]).len() as u64;
+                let options = array(&question["options"]);
+                for bare in ["yes", "no", "true", "false", "ends well", "fails"] {
+                    assert!(!options.contains(&json!(bare)), "{name}: the options of {question} say nothing");
+                }
+                let options = options.len() as u64;
                 assert!(options >= 2 && question["answer"].as_u64().unwrap() < options, "{name}: {question}");
                 assert!(question["step"].as_u64().unwrap() > 0, "{name}: {question}");
             }
@@ -138,19 +151,24 @@ const walk = async (place, whole) => {
           key(String(wrongly + 1));
           if (it.asked === question && document.querySelector('.result').textContent.startsWith('Not ')) told.refused += 1;
           key('ArrowRight');
+          document.querySelector('.player .row:last-child').click();
           if (it.cursor !== question.step - 1) wrong.push('went on without an answer');
+          if (!document.querySelector('.stacks').hidden) wrong.push('the stacks tell');
         });
         told.options = (told.options ?? 0) + options.length - 1;
         document.querySelector('.helps button').click();
         if (!document.querySelector('.result').textContent.startsWith('Hint: ')) wrong.push('no hint');
         key(String(answer + 1));
         if (document.querySelector('.result').textContent.startsWith('Right. ')) told.accepted += 1;
-        document.querySelector('.helps .primary').click();
+        key('ArrowRight');
+        if (it.asked || document.querySelector('.stacks').hidden) wrong.push('does not continue after the answer');
       }
       if (it.cursor <= before) wrong.push(`${place} ${act}: stays at ${before}`);
       told.marked += document.querySelectorAll('.codepane .now').length;
     }
-    told.steps = it.count;
+    told.steps = it.steps;
+    key('ArrowRight');
+    told.outcome = document.activeElement === document.querySelector('.seen');
     told.asked = (whole.acts[act].questions ?? []).length;
     told.end = document.querySelector('.seen').textContent;
     told.failure = whole.acts[act].failure;
@@ -185,6 +203,7 @@ fn browser_steps_through_every_act() {
             assert_eq!(act["refused"].as_u64().unwrap_or(0), act["options"].as_u64().unwrap_or(0), "{act}");
             let (steps, marked) = (act["steps"].as_u64().unwrap(), act["marked"].as_u64().unwrap());
             assert!(marked + 1 >= steps, "each step has a line: {act}");
+            assert!(act["outcome"] == true, "one key after the last step leads to the outcome: {act}");
             let end = act["failure"].as_str().map_or("Ends well.".into(), |failure| format!("Fails: {failure}"));
             assert!(act["end"].as_str().unwrap().contains(&end), "{act}");
         }
@@ -212,12 +231,28 @@ key('n'); seen.own = told();
 key('Home'); seen.home = told(); key('w'); seen.wake = told();
 key('a'); seen.all = [...document.querySelectorAll('.player .row')].every((row) => !row.hidden);
 key('?'); seen.help = document.getElementById('keys').open && document.getElementById('keys').textContent;
+seen.focus = document.activeElement.textContent;
 document.getElementById('keys').close();
 await moved(() => key(',')); seen.before = location.hash;
 await moved(() => key('c'));
 seen.compared = [...document.querySelectorAll('.compare .first')].map((it) => it.textContent);
 const links = [...document.querySelectorAll('.compare .first a')]; await moved(() => links[0].click());
 seen.followed = location.hash;
+await moved(() => { location.hash = 'lesson=11'; });
+key('ArrowRight'); key('h');
+seen.hint = document.querySelector('.result').textContent;
+document.querySelector('.option').focus();
+document.querySelector('.option').click();
+seen.wrongly = document.activeElement.className;
+key('2'); key('ArrowRight');
+seen.then = document.activeElement.className;
+key('Home');
+key('w'); key('w'); key('w'); key('w'); key('w'); key('w');
+seen.noWake = document.querySelector('.where').textContent;
+const pane = document.querySelector('.codepane .code'), at = lessons.playing.cursor;
+pane.dispatchEvent(new KeyboardEvent('keydown', { key: 'End', bubbles: true }));
+seen.scrolls = lessons.playing.cursor === at;
+await moved(() => key(']')); seen.next = location.hash;
 ";
 
 #[test]
@@ -244,8 +279,14 @@ fn browser_opens_a_link_at_its_step() {
     assert!(text("own").starts_with(&told(at)), "Y's next event: {seen}");
     assert!(text("home").starts_with(&told(0)) && text("wake").contains("wakes "), "{seen}");
     assert!(seen["all"] == true && text("help").contains("next wake"), "{seen}");
+    assert!(text("help").contains("is suspended: not on the stack") && text("focus") == "Close", "{seen}");
     assert!(text("before").starts_with("#lesson=9&act=1"), "{seen}");
     let firsts = array(&seen["compared"]);
     assert!(firsts.len() == 2 && firsts[0] != firsts[1], "{seen}");
+    assert!(firsts[0].as_str().unwrap().contains("enters X"), "{seen}");
+    assert!(firsts[1].as_str().unwrap().contains("wakes X: runs when this one yields"), "{seen}");
     assert!(text("followed").starts_with("#lesson=9&act="), "{seen}");
+    assert!(text("hint").starts_with("Hint: ") && text("wrongly").contains("wrong"), "the focus stays: {seen}");
+    assert_eq!((text("then"), text("noWake"), text("next")), ("primary", " no wake is left", "#lesson=12"));
+    assert_eq!(seen["scrolls"], true);
 }

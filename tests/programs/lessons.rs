@@ -74,6 +74,24 @@ fn each_lesson_prints_its_lanes() {
 }
 
 #[test]
+fn acts_end_as_their_titles_say() {
+    // Checks that an act titled as the fix ends well, and one titled as a fix that fails does not
+    for name in lessons() {
+        let printed = succeeds(&mut program(&name));
+        let acts: Vec<_> = printed.split("== ").skip(1).collect();
+        assert!(acts.len() >= 3, "{name}: {} acts", acts.len());
+        for act in acts {
+            let title = act.lines().next().unwrap();
+            let ends_well = act.contains("\nEnds well.\n");
+            assert!(ends_well != act.contains("\nFails: "), "{name}: {title}: one outcome");
+            let fails = ["fix that fails", "Where that fails"].iter().any(|part| title.contains(part));
+            assert!(!(fails && ends_well), "{name}: {title}: ends well");
+            assert!(!title.contains(". The fix") || ends_well, "{name}: {title}: fails");
+        }
+    }
+}
+
+#[test]
 fn each_lesson_has_its_parts_and_is_short() {
     // Checks the form of a lesson: a puzzle, a hint, a fix that fails and the fix, in 120 lines at
     // most

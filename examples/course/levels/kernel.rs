@@ -195,7 +195,7 @@ impl Kernel {
                 backend.shorten(number, SHORT);
             }
             backend.release(number);
-            nothing = nothing.or(Some(if asleep { "the loop wakes up" } else { "nothing more is done yet" }));
+            nothing = Some(if asleep { "the loop wakes up" } else { "nothing more is done yet" });
         }
     }
 

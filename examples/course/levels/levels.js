@@ -7,6 +7,8 @@
 
   // What the reader has done at the level that is shown.
   let level, side, path, hinted, sourceIsOpen = false;
+  // The places in the path to which no decision led: the goal was certain before.
+  let certain;
 
   const version = () => level.versions[side];
   const rowsOf = (node) => node[0];
@@ -26,30 +28,33 @@
   const triesKey = () => `tries-${level.id}`;
   const tries = () => course.kept(triesKey()) ?? 0;
 
-  function count() {
+  // The ends that can be reached from a node.
+  function count(from) {
     let ends = 0, bad = 0;
     const walk = (node) => {
       if (isEnd(node)) { ends++; bad += failed(node); }
       else answers(node).forEach(({ to }) => walk(nodes()[to]));
     };
-    walk(nodes()[0]);
+    walk(from);
     return { ends, bad };
   }
 
   function verdict() {
-    const { ends, bad } = count();
+    const { ends, bad } = count(nodes()[0]);
     const all = version().runs;
-    const differ = all > ends ? ` ${ends} of them differ in what you see.` : "";
     if (side === GUARD && bad === 0) {
-      return `None of the ${all} possible runs reaches the goal; all were run.${differ} You may walk in them all the same.`;
+      const alike = all > ends ? ` Some look the same: you can see ${ends} different ones.` : "";
+      return `None of the ${all} possible runs reaches the goal; all were run.${alike} You may walk in them all the same.`;
     }
-    return `${all} runs are possible.${differ} ${bad} ${bad === 1 ? "reaches" : "reach"} the goal.`;
+    const alike = all > ends ? ` (${all} were made; some of them look the same.)` : "";
+    return `Your decisions lead to ${ends} different runs. ${bad} of them ${bad === 1 ? "reaches" : "reach"} the goal.${alike}`;
   }
 
   function start(which, wanted) {
     level = which;
     side = wanted;
     path = [0];
+    certain = new Set();
     hinted = false;
   }
 
@@ -58,6 +63,13 @@
     const answer = answers(here())[at];
     if (!answer) return;
     path.push(answer.to);
+    if (side === BUG && !isEnd(here())) {
+      const { ends, bad } = count(here());
+      while (ends === bad && !isEnd(here())) {
+        certain.add(path.length);
+        path.push(answers(here())[0].to);
+      }
+    }
     if (isEnd(here()) && side === BUG) {
       course.keep(triesKey(), tries() + 1);
       if (failed(here())) course.keep(`level-${level.id}`, true);
@@ -67,12 +79,14 @@
 
   function undo() {
     if (path.length < 2) return;
+    while (certain.delete(path.length - 1)) path.pop();
     path.pop();
     draw("One step back");
   }
 
   function restart() {
     path = [0];
+    certain.clear();
     draw("From the beginning");
   }
 
@@ -109,9 +123,21 @@
     return widths.get(shown);
   }
 
+  // Before the decisions that did not matter any more, there is one that did.
+  const decided = () => path.findLastIndex((_, at) => !certain.has(at));
+
   function lanes() {
-    const last = path.length - 1;
-    const rows = path.flatMap((node, at) => rowsOf(nodes()[node]).map((number) => row(number, at === last && last > 0)));
+    const last = decided();
+    const all = path.flatMap((node, at) => rowsOf(nodes()[node]).map((number) => ({ number, isNew: at >= last && last > 0 })));
+    const isBare = (at) => all[at] && texts[all[at].number].endsWith("\titeration");
+    const rows = [];
+    for (let at = 0; at < all.length; at++) {
+      rows.push(row(all[at].number, all[at].isNew));
+      let more = 0;
+      while (isBare(at) && isBare(at + 1) && all[at].number === all[at + 1].number) { at++; more++; }
+      if (more) rows.push(element("div", { class: "row faint" }, element("span", { class: "picture" }, "".padEnd(width() + 2)),
+        element("span", { class: "words" }, `${more} more`)));
+    }
     return element("div", { class: "lanes", tabindex: "0", role: "group", "aria-label": "the run so far" },
       element("div", { class: "rows" },
         element("div", { class: "row heading", "aria-hidden": "true" }, version().heading), ...rows));
@@ -125,6 +151,7 @@
     const next = levels[levels.indexOf(level) + 1];
     return element("div", { class: "outcome won" },
       element("p", {}, element("strong", {}, "Goal reached. "), saidOf(node)),
+      certain.size ? element("p", {}, "After your last decision nothing could prevent it: each of the runs from there reaches the goal.") : "",
       element("p", {}, level.why),
       element("p", {}, button("Now with the guard", () => turn(GUARD)), " ",
         next ? element("a", { href: `#levels=${next.id}` }, `Next level: ${next.title}`) : ""));
@@ -133,8 +160,11 @@
   function decision() {
     const node = here();
     if (isEnd(node)) return outcome(node);
+    // The same question once more: the answer before was not the last one.
+    const before = path.length > 1 && nodes()[path[path.length - 2]];
+    const again = before && before[1] === node[1] ? "And what else? " : "";
     return element("div", { class: "question" },
-      element("p", { id: "question" }, saidOf(node)),
+      element("p", { id: "question" }, again, saidOf(node)),
       element("div", { class: "answers", role: "group", "aria-labelledby": "question" },
         ...answers(node).map(({ label }, at) => button(label, () => choose(at), { class: "answer" }))));
   }
@@ -172,7 +202,8 @@
 
   let main;
   function draw(announced) {
-    const inside = main.contains(document.activeElement) && document.activeElement.closest(".play, .tools");
+    const focused = main.contains(document.activeElement) && document.activeElement !== main && document.activeElement;
+    const place = focused && [".levels", ".sides", "summary", ".lanes"].find((part) => focused.closest(part));
     main.replaceChildren(
       element("p", { class: "role" }, "You are the kernel, the disk or the power: you decide what happens next, and try to break the program. ",
         "All runs are real ones of the engine that the lessons use."),
@@ -200,11 +231,20 @@
       const then = isEnd(here()) ? end : saidOf(here());
       course.say([announced, ...fresh, then].join(". "));
     }
-    if (inside) (main.querySelector(".answer") ?? main.querySelector(".outcome button") ?? main.querySelector(".tools button")).focus();
+    if (announced) main.querySelector(".question, .outcome").scrollIntoView({ block: "nearest" });
+    const same = { ".levels": ".levels [aria-current]", ".sides": ".sides [aria-selected=true]", summary: "summary", ".lanes": ".lanes" };
+    const next = main.querySelector(same[place] ?? ".answer") ?? main.querySelector(".outcome button") ?? main.querySelector(".tools button:enabled");
+    if (focused) (next ?? main).focus({ preventScroll: true });
   }
 
-  const keys = { u: [undo, "undo a decision"], Backspace: [undo, "undo a decision"], r: [restart, "restart the level"], h: [hint, "hint"] };
-  for (let digit = 1; digit <= 9; digit++) keys[digit] = [() => choose(digit - 1), `decide: answer ${digit}`];
+  const turnTo = (by) => () => {
+    const next = levels[levels.indexOf(level) + by];
+    if (next) course.link({ levels: next.id });
+  };
+  const keys = {
+    "]": [turnTo(1), "next level"], "[": [turnTo(-1), "previous level"], g: [() => turn(1 - side), "the bug, or the guard"], u: [undo, "undo a decision"], Backspace: [undo, "undo a decision"], r: [restart, "restart the level"], h: [hint, "hint"],
+  };
+  for (let digit = 1; digit <= 9; digit++) keys[digit] = [() => choose(digit - 1), "decide"];
 
   course.view("levels", {
     title: "You are the kernel",

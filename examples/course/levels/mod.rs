@@ -136,7 +136,7 @@ fn levels() -> Vec<Level> {
             id: "threads",
             lesson: 12,
             title: "Two threads",
-            program: "A and B read. When nothing is left in flight, a second thread may poll, once, if it gets the lock. You decide that, too.",
+            program: "A and B read. When both reads are done, and not yet reaped, a second thread may poll, once, if it gets the lock. You decide that, too.",
             function: "two_threads",
             goal: "Make both threads take the same completion.",
             hint: "The second thread needs the lock. The loop holds it; in which place does this engine reap without it?",
@@ -157,8 +157,8 @@ fn levels() -> Vec<Level> {
             program: "Queue depth 2. A and B read. C and D read under a plug, which is then dropped. At the end E reads. This kernel completes reads in order.",
             function: "plug",
             goal: "Make E wait for a plug that is gone.",
-            hint: "The unplug skips its decrement if the queue of pending requests is full. When do C and D stay pending?",
-            why: "A and B filled the kernel's queue, so C and D stayed pending, and the unplug met a full queue: it did not count.",
+            hint: "The unplug skips its decrement if two requests are pending: then the batch is full. When do C and D stay pending?",
+            why: "A and B were both in flight, which is all that depth 2 allows. So C and D stayed pending, the unplug met a full batch, and it did not count.",
             versions: [
                 version("2021: unplug counts in one branch", || {
                     search(
@@ -175,7 +175,7 @@ fn levels() -> Vec<Level> {
             id: "again",
             lesson: 13,
             title: "Try again",
-            program: "A reads; then B and C in one iteration of the loop. You may refuse one submit with EAGAIN, or accept only a part of it. After EAGAIN the engine waits for a completion.",
+            program: "A reads; then B and C in one iteration of the loop. You may refuse one submit with EAGAIN, which means that the kernel has no room at the moment, or accept only a part of it. After EAGAIN the engine waits for a completion.",
             function: "refused",
             goal: "Leave reads pending for ever.",
             hint: "After a refusal the next completion makes the engine submit again. When is there none?",

@@ -19,13 +19,16 @@ pub trait Queue {
     /// Creates a queue that gives its requests to `kernel`.
     fn new(kernel: Kernel) -> Self;
 
-    /// Delays requests while the returned plug exists. Plugs nest: the last one counts. Its drop
-    /// submits the requests that have gathered.
+    /// Delays requests while the returned plug exists. Plugs nest: the last one counts. When it has
+    /// been dropped, the loop's next iteration submits the requests that have gathered.
     fn plug(&self) -> Self::Plug<'_>;
 
     /// Queues a request. Submits all pending requests unless there is a plug, or if the batch is
     /// [`FULL`].
     fn push(&self, request: u32);
+
+    /// Submits all pending requests unless there is a plug. The loop calls it in each iteration.
+    fn iteration(&self);
 }
 
 /// The kernel: remembers what was submitted.
@@ -48,7 +51,7 @@ pub fn is_correct<Q: Queue>() -> Judged {
         let queue = Q::new(kernel.clone());
         let (mut plugs, mut pushed, mut expected) = (Vec::new(), 0, 0);
         for _ in 0..10 {
-            match sim.choose(4) {
+            match sim.choose(5) {
                 1 if plugs.len() < 2 => {
                     say("plugs");
                     plugs.push(queue.plug());
@@ -56,15 +59,19 @@ pub fn is_correct<Q: Queue>() -> Judged {
                 2 if !plugs.is_empty() => {
                     say("drops a plug");
                     plugs.pop();
-                    if plugs.is_empty() {
-                        expected = pushed;
-                    }
                 }
                 3 => {
                     pushed += 1;
                     say(format!("pushes {pushed}"));
                     queue.push(pushed);
                     if plugs.is_empty() || pushed - expected == FULL as u32 {
+                        expected = pushed;
+                    }
+                }
+                4 => {
+                    say("an iteration of the loop");
+                    queue.iteration();
+                    if plugs.is_empty() {
                         expected = pushed;
                     }
                 }

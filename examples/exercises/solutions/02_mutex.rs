@@ -1,8 +1,9 @@
-//! A solution of exercise 2.
+//! Two solutions of exercise 2.
 //!
-//! It wakes all waiters, and one of them gets the lock. To wake one is faster, and more difficult:
-//! a coroutine that was woken for another reason is in the list twice, and a later wake could go to
-//! the entry that is out of date. `CoMutex` passes the lock to one waiter, whose entry it removes.
+//! The first wakes all waiters, and one of them gets the lock. To wake one is faster, and more
+//! difficult: a coroutine that was woken for another reason is in the list twice, and a later wake
+//! could go to the entry that is out of date. The second passes the lock to one waiter, whose entry
+//! it removes, as `CoMutex` does.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -30,5 +31,32 @@ impl Mutex for MyMutex {
         self.is_locked.set(false);
         let waiters = self.waiters.take();
         waiters.into_iter().for_each(Coroutine::wake);
+    }
+}
+
+/// A mutex that is passed on.
+#[derive(Default)]
+pub struct PassedOn {
+    owner: Cell<Option<Coroutine>>,
+    waiters: RefCell<VecDeque<Coroutine>>,
+}
+
+impl Mutex for PassedOn {
+    fn lock(&self) {
+        let me = Coroutine::current().expect("only coroutines lock");
+        if self.owner.get().is_none() {
+            return self.owner.set(Some(me));
+        }
+        // Once: the entry is removed when the lock is passed on.
+        self.waiters.borrow_mut().push_back(me);
+        while self.owner.get() != Some(me) {
+            suspend();
+        }
+    }
+
+    fn unlock(&self) {
+        let next = self.waiters.borrow_mut().pop_front();
+        self.owner.set(next);
+        next.into_iter().for_each(Coroutine::wake);
     }
 }

@@ -31,9 +31,10 @@ impl State {
     }
 }
 
-/// Defines a queue: by its `push`, and by what happens when a plug is dropped.
+/// Defines a queue: by its `push`, by what happens when a plug is dropped, and by its
+/// `iteration`.
 macro_rules! queue {
-    ($(#[doc = $doc:literal])* $queue:ident, $plug:ident, push: $push:expr, drop: $drop:expr) => {
+    ($(#[doc = $doc:literal])* $queue:ident, $plug:ident, push: $push:expr, drop: $drop:expr, iteration: $iteration:expr) => {
         $(#[doc = $doc])*
         pub struct $queue(State);
 
@@ -56,6 +57,11 @@ macro_rules! queue {
                 let push: fn(&State) = $push;
                 push(&self.0);
             }
+
+            fn iteration(&self) {
+                let iteration: fn(&State) = $iteration;
+                iteration(&self.0);
+            }
         }
 
         impl Drop for $plug<'_> {
@@ -74,14 +80,43 @@ fn pushes_well(queue: &State) {
     }
 }
 
-queue! {
-    /// The inner of two plugs submits as well.
-    EachDropSubmits, EarlyPlug,
-    push: pushes_well,
-    drop: |queue| {
-        queue.plugs.set(queue.plugs.get() - 1);
+/// Counts the plug.
+fn drops_well(queue: &State) {
+    queue.plugs.set(queue.plugs.get() - 1);
+}
+
+/// Submits when there is no plug.
+fn iterates_well(queue: &State) {
+    if queue.plugs.get() == 0 {
         queue.submit();
     }
+}
+
+queue! {
+    /// The destructor of the last plug submits.
+    DropSubmits, EagerPlug,
+    push: pushes_well,
+    drop: |queue| {
+        drops_well(queue);
+        iterates_well(queue);
+    },
+    iteration: iterates_well
+}
+
+queue! {
+    /// The loop submits though there is a plug.
+    LoopIgnoresPlugs, LoosePlug,
+    push: pushes_well,
+    drop: drops_well,
+    iteration: State::submit
+}
+
+queue! {
+    /// The inner of two plugs ends the delay.
+    OnePlugOnly, EarlyPlug,
+    push: pushes_well,
+    drop: |queue| queue.plugs.set(0),
+    iteration: iterates_well
 }
 
 queue! {
@@ -89,28 +124,17 @@ queue! {
     CountsInOneBranch, DriftingPlug,
     push: pushes_well,
     drop: |queue| {
-        if queue.pending.borrow().is_empty() {
-            return;
+        if !queue.pending.borrow().is_empty() {
+            drops_well(queue);
         }
-        queue.plugs.set(queue.plugs.get() - 1);
-        if queue.plugs.get() == 0 {
-            queue.submit();
-        }
-    }
+    },
+    iteration: iterates_well
 }
 
 queue! {
     /// Delays a full batch too.
     IgnoresFull, PatientPlug,
-    push: |queue| {
-        if queue.plugs.get() == 0 {
-            queue.submit();
-        }
-    },
-    drop: |queue| {
-        queue.plugs.set(queue.plugs.get() - 1);
-        if queue.plugs.get() == 0 {
-            queue.submit();
-        }
-    }
+    push: iterates_well,
+    drop: drops_well,
+    iteration: iterates_well
 }

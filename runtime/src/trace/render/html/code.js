@@ -16,7 +16,7 @@ function codePane(root, files) {
     let from = 0;
     for (const found of text.matchAll(parts)) {
       into.append(text.slice(from, found.index));
-      const css = found[1] ? "comment" : found[2] ? "string" : found[3] ? "keyword" : "number";
+      const css = found[1] ? (/^\/\/[/!]/.test(found[1]) ? "comment doc" : "comment") : found[2] ? "string" : found[3] ? "keyword" : "number";
       into.append(make("span", css, found[0]));
       from = found.index + found[0].length;
     }
