@@ -95,10 +95,16 @@ fn page_has_each_lesson_with_its_texts_and_questions() {
         assert!(asked >= 2, "{name}: {asked} questions");
         sums.push_str(&format!("{name} {:08x}\n", crc32fast::hash(lesson.to_string().as_bytes())));
     }
-    // An optimized program knows its lines less exactly.
-    if cfg!(debug_assertions) {
+    // An optimized program knows its lines less exactly, and another compiler may number them
+    // differently.
+    if cfg!(debug_assertions) && is_compiler_of_ci() {
         assert_same(&root().join("examples/course/sums.txt"), &sums);
     }
+}
+
+fn is_compiler_of_ci() -> bool {
+    let version = Command::new("rustc").arg("--version").output().expect("the compiler of this test");
+    String::from_utf8_lossy(&version.stdout).starts_with(concat!("rustc ", env!("CARGO_PKG_RUST_VERSION"), "."))
 }
 
 #[test]
