@@ -45,6 +45,12 @@ impl Coroutine {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Cancelled;
 
+impl From<Cancelled> for std::io::Error {
+    fn from(_: Cancelled) -> std::io::Error {
+        std::io::Error::other("cancelled")
+    }
+}
+
 impl Waker {
     pub(crate) fn wake_later(&self) {
         *self.0.0.lock().unwrap() = true;
