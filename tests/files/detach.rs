@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, Weak};
 use std::thread;
@@ -256,11 +256,11 @@ fn engine_attached_while_the_context_ends_is_dropped() {
 /// Runs `f` once, when the loop checks its poll handlers before it sleeps. Then the loop runs until
 /// `done`.
 fn before_the_sleep(context: &AioContext, f: impl FnOnce() + Send + 'static, done: impl Fn() -> bool) {
-    let (checks, f) = (AtomicU32::new(0), Mutex::new(Some(f)));
+    let f = Mutex::new(Some(f));
     let check = move || {
-        // The first check is the iteration's.
-        if checks.fetch_add(1, Ordering::Relaxed) == 1 {
-            f.lock().unwrap().take().unwrap()();
+        let f = f.lock().unwrap().take();
+        if let Some(f) = f {
+            f();
         }
         false
     };
