@@ -322,8 +322,8 @@ impl<P, S> Locked<'_, P, S> {
         let node = unsafe { self.inside().head.as_ref() }?;
         self.remove(node);
         let waker = node.waker.take();
-        // Release pairs with the acquires in `wait_unless` and `leave`. From here on the node
-        // belongs to its owner.
+        // Release pairs with the acquires in `wait_unless` and `leave`. After the
+        // store the node belongs to its owner.
         node.granted.store(true, Ordering::Release);
         waker
     }
