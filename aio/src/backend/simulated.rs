@@ -16,10 +16,10 @@
 //! In edge cases it behaves like Linux native AIO. A request on a bad descriptor is rejected at
 //! submit if it is the first, and otherwise ends the batch. Unaligned direct I/O is accepted, and
 //! fails. A full ring returns EAGAIN. A cancel stops nothing unless the faults say so (io_uring's
-//! may). A ring that cannot be read in memory is read one event at a time. After a failed sync, the
-//! data that it should have made durable may be lost. If a direct and a page-cached write of one
-//! page were in flight at the same time, the next sync of the file fails with EIO, as it may on
-//! Linux.
+//! may). A ring that cannot be read in memory is read one event at a time. Later syncs do
+//! not write the data that a failed sync should have made durable. If a direct and a page-cached
+//! write of one page were in flight at the same time, the next sync of the file fails with EIO, as
+//! it may on Linux.
 //!
 //! # Departs from Linux
 //!

@@ -48,7 +48,7 @@ const MAX_FRAMES: usize = 128;
 const IDLE: u32 = 0;
 /// The signal is sent.
 const SENT: u32 = 1;
-/// The home thread has it, and records its position.
+/// The home thread has received the signal, and records its position.
 const CLAIMED: u32 = 2;
 /// The home thread is in the handler, and waits.
 const STOPPED: u32 = 3;

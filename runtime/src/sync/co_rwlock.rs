@@ -315,7 +315,7 @@ impl<T: ?Sized> CoRwLock<T> {
     /// must join.
     #[track_caller]
     fn line_up(&self, share: Share) -> Option<Locked<'_, Share>> {
-        // Before locking the queue: a panic runs a foreign hook.
+        // Checked before the queue is locked: a panic calls the panic hook, which is foreign code.
         self.owner.panic_if_self("CoRwLock");
         let locked = self.queue.lock();
         let mut now = self.state.load(Ordering::Relaxed);
@@ -374,8 +374,7 @@ impl<T: ?Sized> CoRwLock<T> {
     /// Acquires a share for the first waiter, under the queue's lock.
     fn add_in_line(&self, share: Share) -> bool {
         let mut now = self.state.load(Ordering::Relaxed);
-        // If it does not fit, a share is released after this read, by an operation that observes
-        // the line bit.
+        // If the share does not fit, a later operation releases one, and observes the line bit.
         while let Some(next) = share.added_to(now) {
             // Acquire pairs with the releases in `give_up` and `downgrade`; the grant passes the
             // synchronization on.
