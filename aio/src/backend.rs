@@ -174,9 +174,9 @@ pub unsafe trait Backend: Send + Sync + 'static {
     /// # Safety
     ///
     /// The memory that each entry names stays valid, and for reads unaliased, until its completion
-    /// has been peeked. No other thread is submitting, nor, if the backend [submits at
-    /// home](Self::SUBMITS_AT_HOME), in [`wait`](Self::wait) with a descriptor. In that case the
-    /// calling thread also does not end before each entry has completed.
+    /// has been peeked. No other thread is submitting. If the backend [submits at
+    /// home](Self::SUBMITS_AT_HOME), no other thread is in [`wait`](Self::wait) with a descriptor,
+    /// and the calling thread does not end before each entry has completed.
     unsafe fn submit(&self, entries: &mut [Self::Entry]) -> io::Result<usize>;
 
     /// Asks for the in-flight request with this key to complete soon, with `ECANCELED` or its
@@ -204,9 +204,9 @@ pub unsafe trait Backend: Send + Sync + 'static {
     ///
     /// # Safety
     ///
-    /// The caller holds the lock under which completions are taken. Since taking the lock, and
-    /// since the last `advance`, [`peek_completion`](Self::peek_completion) has returned a
-    /// completion, which the caller delivers to its request once.
+    /// The caller holds the lock under which completions are taken. While the caller held it, and
+    /// after the last `advance`, [`peek_completion`](Self::peek_completion) has returned a
+    /// completion, which the caller delivers to its request exactly once.
     unsafe fn advance(&self);
 
     /// Sleeps until a completion is on the ring, `other` (if given) is readable, or `timeout`

@@ -180,8 +180,8 @@ impl RuntimeBuilder {
     ///
     /// # Errors
     ///
-    /// `InvalidInput`: invalid queue depth or CPUs. Otherwise the system's error if it lacks the resources
-    /// for a context; or for an engine, with the remedy.
+    /// `InvalidInput`: invalid queue depth or CPUs. Otherwise the system's error, if the system
+    /// lacks the resources for a context or an engine; the error of an engine includes the remedy.
     ///
     /// # Panics
     ///

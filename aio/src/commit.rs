@@ -1,17 +1,17 @@
 //! Group commit: many writers, one sync.
 //!
 //! A sync costs as much for one record as for a hundred. Writers therefore add their records to a
-//! batch in memory and wait. One of them writes and syncs the batch for all that arrived before it
-//! began; meanwhile further writers fill the next:
+//! batch in memory and wait. One of them, the leader, writes and syncs the batch for all writers
+//! that arrived before; meanwhile further writers fill the next batch:
 //!
 //! ```text
 //!   batch n      filling  ->  taken by a leader  ->  written, synced  ->  durable, its writers wake
 //!   batch n+1                 filling ........................ one of its writers leads ->
 //! ```
 //!
-//! After a failed commit nothing more is acknowledged. A sync that fails gives up the data that it
-//! should have made durable, and the next one succeeds without it: Linux marks the pages clean. To
-//! try again would acknowledge lost records.
+//! After a failed commit nothing more is acknowledged. When a sync fails, Linux marks the pages clean
+//! although they were not written, and the next sync succeeds without them. So a second attempt
+//! would acknowledge lost records.
 
 use std::cell::{Cell, OnceCell};
 use std::error::Error;
@@ -160,11 +160,11 @@ impl<B, F: FnMut(&mut B) -> io::Result<()>> GroupCommit<B, F> {
     }
 
     /// Calls `add`, which adds a record to the batch being filled, and returns its result when that
-    /// batch is durable. A batch grows as long as the one before it is committed: memory is bounded by
-    /// the number of writers.
+    /// batch is durable. A batch grows while the one before it is committed; since each writer
+    /// waits, it has at most one record of each writer.
     ///
-    /// `add` runs immediately, in the order of the calls. It must not yield: all other writers wait for
-    /// it meanwhile. A call of `append` in `add` panics, one in `commit` waits for ever.
+    /// `add` runs immediately, in the order of the calls. It must not yield: all other writers wait
+    /// for it meanwhile. A call of `append` panics in `add`, and waits for ever in `commit`.
     ///
     /// # Errors
     ///
@@ -210,8 +210,8 @@ impl<B, F: FnMut(&mut B) -> io::Result<()>> GroupCommit<B, F> {
     ///
     /// # Errors
     ///
-    /// As [`append`](Self::append): after a failed sync, that error forever. The file must be
-    /// reopened, and the disk's contents be read again.
+    /// As [`append`](Self::append): after a failed sync, every call returns its error. Reopen the
+    /// file, and read its contents from the disk again.
     ///
     /// # Panics
     ///
@@ -244,7 +244,7 @@ impl<B, F: FnMut(&mut B) -> io::Result<()>> GroupCommit<B, F> {
         drop(state);
         mem::forget(poison);
         self.queues[(number % 2) as usize].wake_all();
-        // One of the next batch leads it.
+        // One of the writers of the next batch commits it.
         self.queues[((number + 1) % 2) as usize].wake_one();
         Ok(())
     }
@@ -296,7 +296,7 @@ impl<B, F> fmt::Debug for GroupCommit<B, F> {
     }
 }
 
-/// Guard of a leader: unless forgotten, the group is poisoned, and its writers wake.
+/// Guards a commit by a leader: unless forgotten, poisons the group and wakes its writers on drop.
 struct Poison<'a, B, F>(&'a GroupCommit<B, F>);
 
 impl<B, F> Drop for Poison<'_, B, F> {

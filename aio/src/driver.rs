@@ -68,7 +68,7 @@ pub(crate) struct Driver {
     pub(crate) simulated: Option<SimulatedBackend>,
 }
 
-/// The thread pool's engine beside a native AIO engine, for requests that would block the loop.
+/// The engine of the thread pool that performs requests on which a native AIO engine would block.
 pub(crate) struct Fallback {
     /// Created when first needed.
     engine: OnceLock<Arc<Engine<ThreadPool>>>,
@@ -194,8 +194,8 @@ impl Driver {
         memory.unwrap_or(&self.engine)
     }
 
-    /// Returns the choice of the backend for a file that `engine` serves; `None` if that is not an
-    /// engine of this driver, or was not chosen.
+    /// Returns how the backend was chosen for files that `engine` serves; `None` if `engine` does
+    /// not belong to this driver, is simulated, or is a test's own.
     pub(crate) fn chosen_for(&self, engine: &Arc<dyn ErasedEngine>) -> Option<SelectedBackend> {
         if self.memory_engine().is_some_and(|memory| Arc::ptr_eq(memory, engine)) {
             return Some(SelectedBackend::on_tmpfs());

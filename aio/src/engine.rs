@@ -162,7 +162,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
                 self.sleep_in_place();
             } else if self.pending.len() == 0 && slot.result().is_none() {
                 if G::PARTIAL_SUBMIT == PartialSubmit::TailForgotten {
-                    // Dropped before the backend accepted it.
+                    // The request was removed before the backend accepted it.
                     return -i64::from(libc::ECANCELED);
                 }
                 abort(&format!("a request is neither pending nor in flight: it is lost ({})", self.state()));
@@ -170,7 +170,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
             // Otherwise submit failed with EAGAIN, and nothing in flight would end a sleep: retry
             // (rule E2).
             if const { may_wedge::<G>() } {
-                // Lets a test that has seen the wedge finish.
+                // Lets a test of a removed guard finish.
                 self.blocked.store(false, Ordering::Relaxed);
             }
         }
@@ -193,7 +193,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
         // SAFETY: this is the home thread, and the context's lock is held, so no other thread
         // sleeps.
         let slept = unsafe { self.backend.wait(None, None) };
-        // Returning would leave the buffer with the kernel.
+        // To return would leave the buffer with the kernel.
         slept.unwrap_or_else(|error| abort(&format!("cannot wait for I/O in flight: {error}")));
     }
 

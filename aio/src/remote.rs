@@ -29,7 +29,7 @@ use parking_lot::Mutex;
 use crate::builder::RuntimeBuilder;
 
 thread_local! {
-    /// The state of the `Remote` whose thread this is.
+    /// The state of the `Remote` that runs this thread.
     static STATE: RefCell<Option<Rc<dyn Any>>> = const { RefCell::new(None) };
 }
 
@@ -40,8 +40,8 @@ thread_local! {
 /// The context has a state, such as its open files, which is created, used and dropped on the
 /// context's thread, and need not be `Send`.
 ///
-/// The thread ends when all handles have been dropped and all runs have ended. What else to know about
-/// coroutines and async code is at [`block_on`](crate::block_on#with-other-executors).
+/// The thread ends when all handles have been dropped and all runs have ended. For more about
+/// coroutines and async code see [`block_on`](crate::block_on#with-other-executors).
 ///
 /// ```
 /// use coralio::task::Remote;
@@ -68,7 +68,7 @@ pub struct Remote<S: 'static = ()> {
     _state: PhantomData<fn(&S)>,
 }
 
-/// Drops the state in its context, even if that ends by a panic.
+/// Drops the state in its context, even if the context ends by a panic.
 struct ClearState;
 
 impl Drop for ClearState {

@@ -14,7 +14,8 @@
 //! ```
 //!
 //! The question comes before that event; with `before`, already before the first event that fits
-//! this text, since the rows in between would tell. `names` says how the page calls the options.
+//! this text, since the rows in between would give the answer away. `names` has the page's names of
+//! the options.
 
 use std::fmt;
 
@@ -34,7 +35,7 @@ pub(crate) fn questions() -> Questions {
 }
 
 impl Questions {
-    /// Returns those of the lesson in this folder.
+    /// Returns the questions of the lesson in this folder.
     pub(crate) fn of(&self, folder: &str) -> Vec<Question<'_>> {
         self.0[folder].as_array().into_iter().flatten().map(Question).collect()
     }

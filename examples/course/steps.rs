@@ -110,9 +110,10 @@ struct Follower<'a> {
     lines: BTreeMap<i64, (usize, u32)>,
     waits: HashMap<usize, String>,
     requests: BTreeMap<u64, (i64, bool)>,
-    /// Whether the engine counts as it ought to.
+    /// Whether the engine's counters must match its requests: not so in an act with a faulty
+    /// engine.
     is_sound: bool,
-    /// As last told.
+    /// The number of plugs in the last event with counters.
     plugs: Option<u32>,
 }
 
@@ -134,8 +135,8 @@ impl<'a> Follower<'a> {
         self.replay.running(thread).map_or(-1 - thread as i64, |lane| lane.0 as i64)
     }
 
-    /// Returns the innermost line on the stack that is in one of the files; one of the lessons'
-    /// common module only for a stack on which there is no other code.
+    /// Returns the innermost line on the stack that is in one of the files. Returns a line of the
+    /// lessons' common module only if there has been no other line on that stack.
     fn line(&self, record: &Record, stack: i64) -> Option<(usize, u32)> {
         let lines = |common: bool| {
             record.calls.iter().find_map(|call| {
@@ -165,7 +166,8 @@ impl<'a> Follower<'a> {
         match &record.event {
             Event::Yield { lane, waits } => _ = self.waits.insert(lane.0, waits.to_string()),
             Event::Request { request, state } => self.request(*request, *state, actor),
-            // An engine tells these only when it submits: the other two follow from the requests.
+            // An engine logs its counters only when it submits, so the numbers of requests in
+            // flight and pending are derived from the events of requests.
             Event::Counters { in_flight, pending, plugged } => {
                 self.plugs = Some(*plugged);
                 let counted = self.counters();

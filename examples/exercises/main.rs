@@ -24,7 +24,7 @@ mod judge;
 macro_rules! exercises {
     ($($file:literal $module:ident: $judged:expr,)*) => {
         $(
-            // While there are holes, nothing is used.
+            // An exercise with holes does not use all of its imports and fields.
             #[allow(unused)]
             #[path = $file]
             mod $module;
@@ -46,7 +46,7 @@ exercises! {
     "10_log.rs" log: judge::log::is_correct::<log::MyPair>(),
 }
 
-/// A solution that does not come to an end is given up after this time.
+/// The time after which a solution that does not end is given up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
@@ -59,7 +59,7 @@ fn main() -> ExitCode {
         },
         _ => return usage(),
     };
-    // The judge reports panics, and the same one happens in many runs.
+    // The judge reports the failure; without this, each failing run would print its panic too.
     panic::set_hook(Box::new(|_| {}));
     thread::spawn(|| {
         thread::sleep(PATIENCE);

@@ -1,8 +1,8 @@
 //! The files of the root directory: the open ones are kept, and are checked against the directory
 //! at each request.
 //!
-//! A hit costs one `stat`, which the kernel answers from memory, since the file is in use; so it is
-//! made in place. Anything else may wait for the disk, and is done by `coralio`'s threads.
+//! A hit costs one `stat`, which is made on the loop's thread: the file is open, so the kernel
+//! answers from memory. Other calls may wait for the disk, and are made on `coralio`'s threads.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -20,8 +20,8 @@ use coralio::{File, unblock};
 
 use crate::response::{Status, file_headers};
 
-/// The maximum number of open files. At the limit all are closed, which needs no order of use:
-/// files in use are opened again.
+/// The maximum number of open files. At the limit all are closed, so the cache need not track their
+/// use; files that are still in use are opened again.
 const MAX_OPEN: usize = 512;
 
 /// The root directory, and the files of it that are open.
@@ -70,7 +70,7 @@ impl Files {
         Rc::clone(&self.date.borrow())
     }
 
-    /// Returns the file of a target, as it is now.
+    /// Returns the current file of a target.
     pub fn find(&self, target: &str) -> Result<Rc<OpenFile>, Status> {
         let known = self.open.borrow().get(target).cloned();
         if let Some(known) = known {
@@ -93,7 +93,7 @@ impl Files {
 impl OpenFile {
     fn open(path: PathBuf) -> Result<OpenFile, Status> {
         let owned = path.clone();
-        // First: to open a device or a pipe may have effects.
+        // Before the open: opening a device or a pipe may have side effects.
         let metadata = unblock(move || fs::metadata(owned)).and_then(|found| found).map_err(|error| status(&error))?;
         if metadata.is_dir() {
             return Err(Status::Moved);

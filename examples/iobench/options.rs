@@ -166,7 +166,7 @@ impl Versus {
         }
     }
 
-    /// Returns whether the program with the peers runs it.
+    /// Returns whether this implementation is one of those in the program `peers`.
     pub fn is_peer(self) -> bool {
         matches!(self, Versus::Monoio | Versus::TokioUring | Versus::Compio | Versus::Glommio)
     }

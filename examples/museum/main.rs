@@ -189,7 +189,7 @@ fn matrix() -> io::Result<String> {
     Ok(lines.join("\n") + "\n")
 }
 
-/// Shows a version at the workload that it fails, and today's version at the same workload.
+/// Shows a version in the workload that it fails, and today's version in the same workload.
 fn show(version: &Version, trace: Option<&Path>) -> io::Result<()> {
     let today = today();
     let index = today.workloads.iter().position(|workload| workload.name == version.bane).expect("each has its bane");

@@ -1,5 +1,5 @@
-//! The test: writers put numbers until the power fails, several times, with I/O errors. Afterwards
-//! each key must have the value acknowledged last, or one that was put since.
+//! The crash test. In each of four rounds, writers put numbers until the power fails; some requests
+//! fail too. Afterwards each key must have the value acknowledged last, or a value put after that.
 
 use std::array;
 use std::cell::{Cell, RefCell};
@@ -14,7 +14,7 @@ use super::store::{Flaw, Store};
 
 /// What the store may contain. Each of four keys has one writer.
 struct Model {
-    /// For each key its last known value, and those put since.
+    /// For each key, the last known value and the values put after it.
     possible: [RefCell<Vec<Option<u64>>>; 4],
     next: Cell<u64>,
 }
@@ -24,11 +24,12 @@ pub fn machine() -> Simulation {
     Simulation::new().sector_size(16).faults(Faults::harmless().errors(0.02))
 }
 
-/// Makes a run. It fails by a panic or an error if the store has broken a promise.
+/// Runs the test once. Panics or returns an error if the store has broken a promise.
 pub fn survives(sim: &Sim, flaw: Option<Flaw>) -> io::Result<()> {
     let model = Rc::new(Model { possible: array::from_fn(|_| RefCell::new(vec![None])), next: Cell::new(1) });
     for _ in 0..4 {
-        // After an I/O error the program starts again, without a crash; and finally the power fails.
+        // If an I/O error ends the program, it starts once more, without a crash. Then the power
+        // fails.
         let ended = sim.crash_during(|| put_numbers(sim, &model, flaw).or_else(|_| put_numbers(sim, &model, flaw)));
         match ended {
             Some(Err(error)) if error.kind() == ErrorKind::InvalidData => return Err(error),
@@ -64,7 +65,7 @@ fn put_numbers(sim: &Sim, model: &Rc<Model>, flaw: Option<Flaw>) -> io::Result<(
     writers.map(|writer| writer.join().expect("no writer panics")).into_iter().collect()
 }
 
-/// Compares the contents of a store that was just opened. From then on only a put may change them.
+/// Checks the contents of a store that was just opened. After that only a put may change a value.
 fn check(store: &Store, model: &Model) {
     for (key, possible) in model.possible.iter().enumerate() {
         let found = store.get(&key.to_le_bytes());

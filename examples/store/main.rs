@@ -7,8 +7,9 @@
 //! cargo run --example store -- crash --flaw no-sync   without a sync: reports which data are lost, and how
 //! ```
 //!
-//! `store.rs` has the store, `record.rs` its format, `crash_test.rs` the test, which runs the store
-//! unchanged. `--flaw` leaves out one step: guess for each of the seven what goes wrong, then read on.
+//! `store.rs` has the store, `record.rs` the format of its records, and `crash_test.rs` the test,
+//! which runs the store unchanged. `--flaw` leaves out one step: guess for each of the seven flaws
+//! what goes wrong, then run it.
 
 mod crash_test;
 mod record;

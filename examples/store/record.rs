@@ -5,8 +5,9 @@
 //!   4 bytes     4 bytes          8 bytes
 //! ```
 //!
-//! A record has no number. So if a record is torn and the one behind it is whole, that one becomes valid
-//! when a record of the same size is written over the torn one. Recovery therefore truncates the log.
+//! Records are not numbered. Suppose that a crash leaves a torn record and an intact one after it:
+//! if a new record of the same size overwrites the torn one, the stale record after it becomes
+//! valid again. Recovery therefore truncates the log.
 
 const HEADER: usize = 16;
 

@@ -5,9 +5,10 @@
 //!   DIR/log.3        the pairs put since, in order
 //! ```
 //!
-//! - A put returns when the log has its record and is synced. Many share a sync ([`GroupCommit`]).
-//! - A snapshot replaces a long log. It is written beside the old one and renamed over it: after a
-//!   crash there is one or the other.
+//! - A put returns when its record is in the log and the log is synced. Many puts share a sync
+//!   ([`GroupCommit`]).
+//! - A snapshot replaces a long log. The new snapshot is written to another file, which is renamed
+//!   over the old snapshot: after a crash there is one or the other.
 //! - A failed sync is not tried again: the second one could succeed without the data of the first.
 //!   The store acknowledges nothing more until it is opened again.
 
@@ -33,7 +34,7 @@ pub enum Flaw {
     SyncRetried,        // a failed sync of the log is tried again
     NoSyncBeforeRename, // a snapshot is renamed before it is synced
     NoChecksum,         // checksums of records in the log are not compared
-    NoTruncate,         // recovery leaves what follows the last valid record
+    NoTruncate,         // recovery does not truncate the log after its last valid record
 }
 
 type Pairs = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -62,12 +63,12 @@ impl Store {
         Ok(Store { pairs, group: GroupCommit::new(commit) })
     }
 
-    /// Returns a key's value, which is on stable storage.
+    /// Returns a key's value. The value is on stable storage.
     pub fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
         self.pairs.borrow().get(key).cloned()
     }
 
-    /// Sets a key's value. Returns when that is on stable storage.
+    /// Sets a key's value. Returns when the change is on stable storage.
     pub fn put(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
         self.group.append(|batch| batch.push((key.to_vec(), value.to_vec())))
     }
@@ -83,7 +84,7 @@ struct Log {
 }
 
 impl Log {
-    /// Reads snapshot and log, and cuts off what a crash has left behind the last valid record.
+    /// Reads snapshot and log, and truncates the log after its last valid record.
     fn recover(dir: &Path, flaw: Option<Flaw>) -> io::Result<(Log, Pairs)> {
         let (generation, mut pairs) = read_snapshot(&dir.join("snapshot"))?;
         let file = Rc::new(options().truncate(false).open(log_path(dir, generation))?);
@@ -91,7 +92,8 @@ impl Log {
         file.read_exact_at(&mut bytes, 0)?;
         let end = replay(&bytes, flaw != Some(Flaw::NoChecksum), &mut pairs);
         let log = Log { dir: dir.to_path_buf(), generation, file, end: end as u64, flaw };
-        // After a failed sync these bytes may be in the page cache alone, until written again.
+        // After a failed sync these bytes may be only in the page cache, until they are written
+        // again.
         log.file.write_at(&bytes[..end], 0)?;
         if flaw != Some(Flaw::NoTruncate) {
             log.file.set_len(log.end)?;
@@ -125,7 +127,7 @@ impl Log {
         let (mut records, mut snapshot) = (Vec::new(), Vec::new());
         pairs.borrow().iter().for_each(|(key, value)| encode(&mut records, key, value));
         encode(&mut snapshot, &next.to_le_bytes(), &records);
-        // A crash may have left files of these names.
+        // Files of these names may exist already, after a crash during an earlier checkpoint.
         let log = options().truncate(true).open(log_path(&self.dir, next))?;
         let beside = self.dir.join("snapshot.new");
         let file = options().truncate(true).open(&beside)?;

@@ -165,9 +165,9 @@ impl AioContext {
     }
 
     /// Polls epoll, and runs the handlers of the reported events. While other work keeps the loop
-    /// busy, or a sleep is to come that would poll, polls every eighth iteration only: enough that no
-    /// fd handler starves, even if work that comes later in the iteration prevents the sleep. Skips
-    /// the poll if the previous sleep has polled already.
+    /// busy, or if a later sleep would poll, polls only every eighth iteration. That is enough to
+    /// starve no fd handler, even if later work of the iteration prevents the sleep. Skips the poll
+    /// if the previous sleep has polled already.
     fn serve_watches(&self, busy: bool, may_sleep: bool) -> bool {
         let shared = &*self.shared;
         let asked = shared.sleep_asked.load(Ordering::Relaxed) && shared.sleep_asked.swap(false, Ordering::Relaxed);
@@ -246,14 +246,14 @@ impl AioContext {
                 hint::spin_loop();
             }
         };
-        // As a round: the looks are foreign code, and a coroutine that was suspended in there would
-        // leave its enterers without the lock that they hold.
+        // As an iteration, in which no coroutine can be suspended: `is_ready` is foreign code, and
+        // a coroutine suspended by it would leave its enterers without the lock that they hold.
         home.scheduler.round(|| shared.unlocked(home, look))
     }
 
-    /// Returns whether an iteration would do nothing but submit and look at the timers, which a sleep
-    /// does as well. Never in a nested poll: an iteration takes up what the coroutines below it have
-    /// woken.
+    /// Returns whether an iteration would only submit and check the timers, which a sleep does as
+    /// well. Returns false in a nested poll: there, an iteration runs the coroutines that the
+    /// coroutines below it have woken.
     fn is_quiet(&self, home: &LocalContext) -> bool {
         home.scheduler.on_stack().next().is_none()
             && !self.is_due(home)

@@ -83,9 +83,10 @@
 //!   meanwhile, and their events are recorded in it. Enter the span between suspensions
 //!   (`span.in_scope(..)`), or pass it to events by `parent:`. The same applies to `set_default` of
 //!   a subscriber. With this crate's feature `tracing`, each coroutine has a span of its own, named
-//!   `coroutine`, which is entered and left with it at each switch: its events are in that span, also
-//!   after others ran. The parent of the span is the one that was current where the coroutine was
-//!   created, so a coroutine spawned within a request's span belongs to the request.
+//!   `coroutine`, which is entered and left with it at each switch: the coroutine's events are in
+//!   that span, even after other coroutines ran. The parent of the span is the one that was current
+//!   where the coroutine was created, so a coroutine spawned within a request's span belongs to the
+//!   request.
 //! - [`std::thread::panicking`] and the guards of [`std::sync::Mutex`] belong to the thread as
 //!   well. Use [`CoMutex`] for locks that are held across a suspension.
 //!

@@ -156,8 +156,9 @@ impl Scheduler {
     /// Returns the home thread's part of `block`.
     #[inline]
     pub(crate) fn local(&self, block: &'static ControlBlock) -> &'static LocalState {
-        // SAFETY: *home's own*: callers have the block from a live identity, and handles that
-        // dereference it do not leave the thread, so the block is held by this thread's context.
+        // SAFETY: *home's own*: callers have the block from a live identity, and handles through
+        // which blocks are accessed do not leave the thread, so the block is held by this thread's
+        // context.
         unsafe { block.local() }
     }
 

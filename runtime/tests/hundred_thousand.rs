@@ -1,5 +1,5 @@
-//! Many suspended coroutines at once, and the cost of each. In its own program, since it measures
-//! the whole process.
+//! Many coroutines suspended at the same time, and the cost of each. In its own program, since it
+//! measures the whole process.
 
 mod common;
 

@@ -5,8 +5,8 @@
 //!
 //! `co_mutex.rs`, `co_queue.rs` and `wait_queue.rs` are the library's own source files. Each
 //! coroutine is a thread here: suspending parks it, waking unparks it. The value is in loom's cell,
-//! which detects two owners at once, and an owner that does not see the previous one's writes; a
-//! forgotten waiter is a deadlock.
+//! which detects two simultaneous owners, and an owner that does not see the previous owner's
+//! writes; a forgotten waiter is a deadlock.
 #![cfg(loom)]
 #![allow(unreachable_pub, dead_code, unsafe_code)]
 
@@ -33,7 +33,7 @@ mod sync {
 use sync::co_mutex::CoMutex;
 use sync::co_queue::CoQueue;
 
-/// A counter that two threads must not access at once.
+/// A counter that two threads must not access at the same time.
 type Counter = CoMutex<UnsafeCell<usize>>;
 
 /// Returns a lock whose atomics have all been used by this thread.
@@ -64,8 +64,8 @@ fn model(f: impl Fn() + Send + Sync + 'static) {
 
 #[test]
 fn two_coroutines_take_the_lock_in_turn() {
-    // S1: two coroutines on two threads: they never hold the lock at once, neither is forgotten,
-    // and each sees the other's writes
+    // S1: two coroutines on two threads: they never hold the lock at the same time, neither is
+    // forgotten, and each sees the other's writes
     model(|| {
         let mutex = counter();
         let other = {

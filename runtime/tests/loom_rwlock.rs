@@ -72,8 +72,8 @@ fn model(preemptions: usize, f: impl Fn() + Send + Sync + 'static) {
 
 #[test]
 fn writer_excludes_all_others() {
-    // S3: a writer and a reader: they never hold the lock at once, neither is forgotten, and each
-    // sees the other's writes
+    // S3: a writer and a reader: they never hold the lock at the same time, neither is forgotten,
+    // and each sees the other's writes
     model(3, || {
         let lock = counter();
         let other = on_a_thread(&lock, |lock| {

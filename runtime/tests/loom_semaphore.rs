@@ -5,8 +5,8 @@
 //!
 //! `semaphore.rs`, `channel.rs` and `wait_queue.rs` are the library's own source files. Each
 //! coroutine is a thread here. The value guarded by a permit is in loom's cell, which detects two
-//! owners at once, and an owner that does not see the previous one's writes; a forgotten waiter is
-//! a deadlock.
+//! simultaneous owners, and an owner that does not see the previous owner's writes; a forgotten
+//! waiter is a deadlock.
 #![cfg(loom)]
 #![allow(unreachable_pub, dead_code, unsafe_code)]
 

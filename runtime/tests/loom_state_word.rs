@@ -1,4 +1,4 @@
-//! Scheduling a coroutine from several threads at once, checked on every interleaving that the
+//! Several threads schedule a coroutine at the same time, checked on every interleaving that the
 //! memory model allows.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p coralio-runtime --release --test loom_state_word`
@@ -103,7 +103,7 @@ fn scheduled_state_guarantees_a_run() {
 
 #[test]
 fn single_scheduler_queues_the_coroutine() {
-    // W2: a coroutine scheduled by several threads at once is put on the list once
+    // W2: a coroutine scheduled by several threads at the same time is put on the list once
     model(|| {
         let home = Home::new();
         let wakers = two_wakers(&home);

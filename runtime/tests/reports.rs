@@ -112,8 +112,8 @@ fn message_is_written_whole() {
 
 #[test]
 fn long_message_does_not_wait_for_a_stopped_reader() {
-    // X11: standard error is a pipe with room for a part of the message, and nobody reads on: the
-    // rest is dropped
+    // X11: standard error is a pipe with room for a part of the message, and the reader has
+    // stopped: the rest is dropped
     if std::env::var_os(CHILD).is_some() {
         report("x".repeat(1 << 20));
         return;

@@ -175,7 +175,7 @@ fn hooks_of_the_scripted_backend_can_be_replaced_by_themselves() {
 #[test]
 fn write_beyond_the_scripted_disk_fails_alone() {
     // E2, E13: a request that cannot be performed does not panic out of a submit that has accepted
-    // another one: the engine would take that one's buffer back while the kernel has it
+    // request: the engine would take back that request's buffer while the kernel uses it
     with_engine(8, |context, backend, engine| {
         backend.script.hold(0);
         backend.script.complete_on_submit(1, 1);

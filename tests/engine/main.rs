@@ -169,8 +169,8 @@ fn touch(engine: &Watch, offset: u64) -> Result<usize, i32> {
     read(engine, &mut [0], offset).map_err(|error| error.raw_os_error().unwrap())
 }
 
-/// Polls, with sleeps, until `done`; more than a hundred iterations count as a wedge. The idle
-/// bottom half ends sleeps that nothing else would end.
+/// Polls, with sleeps, until `done`; fails after a hundred iterations. The idle bottom half ends
+/// sleeps that nothing else would end.
 fn rounds_until(done: impl Fn() -> bool) {
     let context = AioContext::current().unwrap();
     let alarm = context.new_bottom_half(|| {}).unwrap();

@@ -21,7 +21,7 @@ const REQUESTS: usize = 1000;
 const BLOCK: usize = 4096;
 const BLOCKS: usize = 64;
 
-/// A buffer; half of them are on the stacks.
+/// A buffer. Half of the buffers are on the coroutines' stacks.
 #[allow(clippy::large_enum_variant)] // intended: buffers on the stack
 enum Memory {
     Heap(AlignedBuf),
@@ -171,7 +171,7 @@ fn use_stacks(temp: &Temp, content: &Rc<Vec<u8>>) -> HashSet<usize> {
     // Opens the file's descriptor for unaligned requests in advance.
     file.read_exact_at(&mut [0; 1], 0).unwrap();
     let read_beside_a_mark = |number: usize, file: &File, content: &[u8]| {
-        // Large enough to cover the earlier coroutine's buffer, wherever above it that was.
+        // Large enough to cover the earlier coroutine's buffer, wherever that was on the stack.
         let mut mark = [number as u8; 4 * BLOCK];
         let mut buf = [0; 512];
         let offset = number * 7 % BLOCKS * BLOCK;

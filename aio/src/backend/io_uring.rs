@@ -152,7 +152,7 @@ unsafe impl Backend for IoUring {
         let Operation { opcode, addr, .. } = *operation;
         let (fd, flags) = files::named(operation.fd);
         let addr = addr as usize;
-        // The kernel transfers less than 2 GiB at once anyway.
+        // The kernel transfers less than 2 GiB per request anyway.
         let len = u32::try_from(operation.len).unwrap_or(u32::MAX);
         // u64::MAX means the descriptor's own position here: use another offset beyond any file's
         // end.

@@ -2,9 +2,9 @@
 //! loop's epoll or eventfd.
 //!
 //! Its completion, the *call*, is on the ring like any other, but belongs to no request:
-//! `peek_completion` consumes it. The home thread peeks, and so do threads that poll the context
-//! from elsewhere. If such a thread consumed the call during the home thread's sleep, the sleep
-//! would not end.
+//! `peek_completion` consumes it. The home thread peeks, and so do other threads that poll the
+//! context. If another thread consumed the call during the home thread's sleep, the sleep would not
+//! end.
 //!
 //! ```text
 //!   the home thread                       any thread that finds the call at the cursor
@@ -21,9 +21,9 @@
 //! request's memory. The watch becomes unarmed only after the call was seen, which the kernel posts
 //! after its last access to that memory.
 //!
-//! The word counts how often the watch was armed. Otherwise a thread that finds a call, and is then
-//! delayed until another thread has consumed it and a new request is in flight, would mark the
-//! watch as unarmed, and two requests would be in flight.
+//! The word counts how often the watch was armed. Suppose that a thread finds a call, and is
+//! delayed until another thread has consumed the call and a new request is in flight. Without the
+//! count it would then mark the watch as unarmed, and a second request would be submitted.
 //!
 //! `tests/loom_watch.rs` model-checks this source file, with loom's atomics.
 
@@ -76,8 +76,8 @@ impl PollEvent {
     /// If a thread sleeps already.
     #[inline]
     pub(crate) fn fall_asleep(&self) -> Asleep<'_> {
-        // Relaxed: either this precedes a `consume`, which then leaves the call on the ring, or it
-        // follows it, and `arm` sees that nothing is armed.
+        // Relaxed: either this change precedes a `consume`, which then leaves the call on the ring;
+        // or it follows the `consume`, and `arm` sees that nothing is armed.
         let before = self.0.fetch_or(ASLEEP, Relaxed);
         assert!(before & ASLEEP == 0, "two threads wait for the same backend: only its home thread may wait");
         Asleep(self)

@@ -41,8 +41,7 @@ impl InFlight {
         self.count.load(Relaxed)
     }
 
-    /// Returns for how many of the `offered` requests there is room; the error is that there is
-    /// none.
+    /// Returns for how many of the `offered` requests there is room. Fails if there is no room.
     #[inline]
     pub(super) fn room(&self, offered: usize) -> io::Result<usize> {
         let count = offered.min(self.depth.saturating_sub(self.count()) as usize);

@@ -7,8 +7,8 @@
 //! - when a given request is submitted, possibly itself: [`ScriptedBackend::complete_on_submit`];
 //! - when the test releases it: [`ScriptedBackend::hold`], then [`ScriptedBackend::release`].
 //!
-//! A test that decides during the run, for instance to search all runs, acts at each
-//! [`Turn`] of the kernel: [`ScriptedBackend::on_turn`].
+//! A test can also decide during the run, for instance to search all runs: its hook is called at
+//! each [`Turn`] of the kernel, see [`ScriptedBackend::on_turn`].
 //!
 //! Requests are numbered from 0 in the order in which the backend accepted them.
 //!
@@ -69,11 +69,11 @@ type Hook = Box<dyn FnOnce() + Send>;
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Turn<'a> {
-    /// A submit offers these operations: [`refuse`](ScriptedBackend::refuse) and
-    /// [`take_at_most`](ScriptedBackend::take_at_most) apply to this submit.
+    /// A submit offers these operations. [`refuse`](ScriptedBackend::refuse) and
+    /// [`take_at_most`](ScriptedBackend::take_at_most), called now, apply to this submit.
     Offered(&'a [Operation]),
-    /// The submit has accepted this many, and has not returned yet. Requests
-    /// [released](ScriptedBackend::release) now complete within it.
+    /// The submit has accepted this many operations, and has not returned yet. Requests that are
+    /// [released](ScriptedBackend::release) now complete within the submit.
     Accepted(usize),
     /// A completion has been peeked, and the cursor has not moved yet.
     Peeked,
@@ -110,7 +110,7 @@ impl ScriptedBackend {
     }
 
     /// Completes request `number` when request `trigger` is submitted; within its own submit, if
-    /// they are the same.
+    /// both numbers are equal.
     pub fn complete_on_submit(&self, number: usize, trigger: usize) {
         self.state.lock().when.insert(number, When::Submit(trigger));
     }
@@ -150,15 +150,16 @@ impl ScriptedBackend {
     }
 
     /// Runs `hook` once, the next time that a completion has been peeked and the cursor has not
-    /// moved yet. It may let another thread act, and wait for it.
+    /// moved yet. `hook` may let another thread act, and wait for that thread.
     pub fn on_next_peek(&self, hook: impl FnOnce() + Send + 'static) {
         // Dropped after the state is unlocked: its destructor may use this backend.
         let _old = self.state.lock().peek_hook.replace(Box::new(hook));
     }
 
-    /// Runs `hook` at each turn of the kernel. It acts by this backend's other methods. From now on,
-    /// a request for which nothing is scripted stays in flight until the hook, or the test, releases
-    /// it. Turns within the hook, as when it lets another thread poll, are skipped.
+    /// Runs `hook` at each turn of the kernel. The hook acts by this backend's other methods. From
+    /// now on, a request for which nothing is scripted stays in flight until the hook, or the test,
+    /// releases it. The hook is not called for turns within it, as when it lets another thread
+    /// poll.
     ///
     /// ```
     /// use coralio::engine::scripted::{ScriptedBackend, Turn};
@@ -180,7 +181,7 @@ impl ScriptedBackend {
         drop(old);
     }
 
-    /// Runs the turn hook, unlocked: it calls this backend.
+    /// Runs the turn hook with the state unlocked, since the hook calls this backend.
     fn turn(&self, turn: Turn<'_>) {
         let Some(mut hook) = self.state.lock().turn_hook.take() else { return };
         hook(self, turn);

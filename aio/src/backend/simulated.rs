@@ -16,17 +16,20 @@
 //! In edge cases it behaves like Linux native AIO. A request on a bad descriptor is rejected at
 //! submit if it is the first, and otherwise ends the batch. Unaligned direct I/O is accepted, and
 //! fails. A full ring returns EAGAIN. A cancel stops nothing unless the faults say so (io_uring's
-//! may). A ring that cannot be read in memory is read one event at a time. A failed sync gives up
-//! the data that it should have made durable. If a direct and a page-cached write of one page were
-//! in flight at the same time, the next sync of the file fails with EIO, as it may on Linux.
+//! may). A ring that cannot be read in memory is read one event at a time. Later syncs do
+//! not write the data that a failed sync should have made durable. If a direct and a page-cached
+//! write of one page were in flight at the same time, the next sync of the file fails with EIO, as
+//! it may on Linux.
 //!
 //! # Departs from Linux
 //!
-//! - Only requests and sleeps take time, and each look at an empty ring a tenth of a microsecond.
-//!   Operations that block the thread on Linux (opening, renaming, allocating) take none.
-//! - While a read is in flight its buffer holds garbage, and the part that is not read keeps it.
-//! - A write reaches the file all at once, when it completes, and a read sees the file as it is at
-//!   its own completion.
+//! - Only requests and sleeps take time; in addition, each look at an empty ring takes a tenth of a
+//!   microsecond. Operations that block the thread on Linux (opening, renaming, allocating) take
+//!   none.
+//! - While a read is in flight its buffer contains garbage; a part that is not read keeps the
+//!   garbage.
+//! - A write changes the file in one step, when it completes, and a read sees the file as it is at
+//!   the read's completion.
 //! - Crashes are harsher than ext4's: a file's sync does not make its name durable, only
 //!   [`sync_dir`](crate::fs::sync_dir) does; sectors are lost independently; and a sector
 //!   may be torn.

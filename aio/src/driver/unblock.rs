@@ -40,9 +40,9 @@ const CONFIG: PoolConfig = PoolConfig {
 /// Runs the blocking closure `f` on a pool thread and returns its result. The coroutine is
 /// suspended meanwhile, and its loop continues.
 ///
-/// Up to 64 such calls run at once in a process; further ones are queued. `f` runs on the calling
-/// thread, which blocks, in three cases: no thread can be started at all; the call is made outside
-/// a coroutine; or in a [simulation](mod@crate::simulate).
+/// Up to 64 such calls run at the same time in a process; further ones are queued. `f` runs on the
+/// calling thread, which blocks, in three cases: no thread can be started at all; the call is made
+/// outside a coroutine; or in a [simulation](mod@crate::simulate).
 ///
 /// ```
 /// let hosts = coralio::run(|| coralio::unblock(|| std::fs::read_to_string("/etc/hosts")))??;

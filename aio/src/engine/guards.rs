@@ -13,10 +13,10 @@
 //! | [`IN_FLIGHT_DECREMENT`](Guards::IN_FLIGHT_DECREMENT) | a nested poll sees a full queue that has room |
 //! | [`REAP_LOCKS`](Guards::REAP_LOCKS) | two threads take the same completion |
 //! | [`AFTER_REAP`](Guards::AFTER_REAP) | unbounded recursion, or a follow-up that is never submitted |
-//! | [`PARTIAL_SUBMIT`](Guards::PARTIAL_SUBMIT) | a wedged queue, or a lost request |
+//! | [`PARTIAL_SUBMIT`](Guards::PARTIAL_SUBMIT) | a queue that is never submitted, or a lost request |
 //! | [`UNPLUG_DECREMENT`](Guards::UNPLUG_DECREMENT) | requests wait for a plug that is gone |
 //! | [`ON_CANCEL`](Guards::ON_CANCEL) | the kernel writes to memory that it no longer owns |
-//! | [`SHORT_READ`](Guards::SHORT_READ) | part of a file is taken for all of it |
+//! | [`SHORT_READ`](Guards::SHORT_READ) | a part of a file is taken for the whole |
 
 // The rules behind the guards: NOTIFIER E1; WAKE_GUARD E6, H1, H2; RING_CURSOR E5, H4;
 // IN_FLIGHT_DECREMENT E5; REAP_LOCKS E9, H3; AFTER_REAP E8, H10, H11; PARTIAL_SUBMIT E2, H5, H6;
@@ -27,21 +27,21 @@
 /// Which events end the loop's sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notifier {
-    /// Completions, among others.
+    /// Completions and other events.
     Wakes,
-    /// Only other events. Wrong: there may be none.
+    /// Only other events. Wrong: there may be no other event.
     Lost,
 }
 
 /// How a completion resumes the coroutine that made the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WakeGuard {
-    /// Wakes it, unless it is entered: it then finds its result by itself.
+    /// Wakes the coroutine, unless it is entered: an entered coroutine finds its result by itself.
     WakeUnlessEntered,
-    /// Enters it immediately, unless it is the running coroutine. Wrong: it may be entered further
-    /// down the stack.
+    /// Enters the coroutine immediately, unless it is the running one. Wrong: it may be entered
+    /// further down the stack.
     EnterUnlessCurrent,
-    /// Enters it immediately. Wrong: it may be the coroutine that submits and reaps.
+    /// Enters the coroutine immediately. Wrong: it may be the running one, which submits and reaps.
     None,
 }
 
@@ -59,8 +59,8 @@ pub enum RingCursor {
 pub enum InFlightDecrement {
     /// Before the coroutine runs.
     BeforeWaking,
-    /// After the coroutine has yielded or ended. Wrong: if it submits and polls, it sees a full
-    /// queue that has room.
+    /// After the coroutine has yielded or ended. Wrong: a coroutine that submits and polls sees a
+    /// full queue, although the queue has room.
     AfterWaking,
 }
 
@@ -71,7 +71,7 @@ pub enum AfterReap {
     LoopSubmits,
     /// The reap. Wrong: submit reaps, which submits, which reaps, without bound.
     ReapSubmits,
-    /// The reap of the next completion. Wrong: there may be none.
+    /// The reap of the next completion. Wrong: there may be no further completion.
     NobodySubmits,
 }
 
@@ -82,9 +82,9 @@ pub enum PartialSubmit {
     /// submit the remaining requests wait for a completion, or for the loop's next iteration if
     /// nothing is in flight.
     StayQueued,
-    /// After an error the rest waits for a completion. Wrong: there may be none.
+    /// After an error the rest waits for a completion. Wrong: nothing may be in flight.
     WedgeOnError,
-    /// After EAGAIN all requests wait for a completion. Wrong: there may be none.
+    /// After EAGAIN all requests wait for a completion. Wrong: nothing may be in flight.
     WedgeOnEagain,
     /// After a partial submit the remaining requests are dropped. Wrong: their coroutines wait
     /// forever.
@@ -106,7 +106,7 @@ pub enum UnplugDecrement {
 pub enum OnCancel {
     /// When its completion is reaped.
     Waits,
-    /// Immediately. Wrong: the kernel still uses its memory.
+    /// Immediately. Wrong: the kernel still uses the request's memory.
     ReturnsAtOnce,
 }
 

@@ -22,8 +22,8 @@ pub struct Plug {
 impl Plug {
     pub(crate) fn new(engine: Arc<dyn ErasedEngine>, other: Option<Arc<dyn ErasedEngine>>) -> Plug {
         let plug = Plug { engine, other };
-        // Without the lock: other contexts' threads, and those that hold the lock, may get here.
-        // Relaxed: a late submit is found by the loop before it sleeps.
+        // Without the lock: threads of other contexts get here too, as do callers that hold the
+        // lock. Relaxed: before the loop sleeps, it submits requests that were delayed too long.
         plug.engines().for_each(|engine| {
             engine.plug_depth().fetch_add(1, Ordering::Relaxed);
         });

@@ -26,7 +26,7 @@ use crate::backend::Backend;
 /// takes its guard.
 pub(crate) struct SubmissionQueue<E> {
     entries: UnsafeCell<Entries<E>>,
-    /// The number of entries, also for readers without the lock. Written under it.
+    /// The number of entries. Written under the lock, and also read without it.
     len: AtomicUsize,
 }
 
@@ -57,7 +57,7 @@ impl<E> SubmissionQueue<E> {
     /// Returns the number of entries: exact under the context's lock, and a hint without it.
     #[inline]
     pub(crate) fn len(&self) -> usize {
-        // Relaxed: the lock orders it for those who need more than a hint.
+        // Relaxed: a caller that needs the exact number holds the lock, which orders the accesses.
         self.len.load(Ordering::Relaxed)
     }
 
@@ -83,8 +83,8 @@ impl<E> SubmissionQueue<E> {
         self.len.store(end + 1 - line.start, Ordering::Relaxed);
     }
 
-    /// Offers the first `most` entries to `submit`, which is the backend's and runs no foreign
-    /// code, and removes those that it accepted.
+    /// Offers the first `most` entries to `submit`, and removes the entries that it accepted.
+    /// `submit` is the backend's function, and runs no foreign code.
     #[inline]
     fn submit_front(
         &self,
@@ -110,7 +110,7 @@ impl<E> SubmissionQueue<E> {
         found.is_some()
     }
 
-    /// Removes the first entry and returns `of` it.
+    /// Removes the first entry, and returns the result of `of` for it.
     fn pop_front<R>(&self, lock: &impl LockProof, of: impl FnOnce(&E) -> R) -> Option<R> {
         let line = self.line(lock);
         let first = of(line.entries.get(line.start)?);
@@ -183,7 +183,8 @@ impl<B: Backend, G: Guards> Engine<B, G> {
     ///
     /// May enter coroutines.
     pub(crate) fn submit_from(&self, here: Option<HomeRef<'_>>) -> bool {
-        // A forked child leaves the coroutine that forked and gets here on its way to the loop.
+        // A forked child may get here after it leaves the coroutine that forked. It must not
+        // submit.
         if HomeRef::in_child() {
             return false;
         }

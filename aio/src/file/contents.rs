@@ -7,8 +7,8 @@ use std::path::Path;
 use super::names::{on_path, on_paths};
 use super::{Direct, File};
 
-/// Reads a whole file. That of a FIFO waits for its writers, which neither a timeout nor a cancellation
-/// ends.
+/// Reads a whole file. For a FIFO, waits until its writers are gone; neither a timeout nor a
+/// cancellation ends that wait.
 ///
 /// ```
 /// let hosts = coralio::run(|| coralio::fs::read("/etc/hosts"))?;

@@ -9,9 +9,9 @@ use super::Alignment;
 use crate::backend::{Opcode, Operation};
 use crate::engine::error_of;
 
-/// Adds the operation, the likely cause and the remedy to the kernel's error. `descriptor` is that of
-/// the file, which the operation names by a number of its backend; `None` for a simulated file.
-/// `bytes`: the length of all its buffers.
+/// Adds the operation, the likely cause and the remedy to the kernel's error. `descriptor` is the
+/// file's descriptor (`operation` has the backend's number for the file instead); `None` for a
+/// simulated file. `bytes` is the total length of the operation's buffers.
 #[cold]
 pub(crate) fn explain(
     errno: i32,

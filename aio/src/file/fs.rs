@@ -140,9 +140,9 @@ impl File {
         })
     }
 
-    /// Returns the file's metadata: length, owner, permissions, times. Immediately for a regular file of
-    /// a local file system, as [`OpenOptions::open`](crate::OpenOptions::open) lists them, otherwise
-    /// on the thread pool.
+    /// Returns the file's metadata: length, owner, permissions, times. For a regular file of a
+    /// local file system ([`OpenOptions::open`](crate::OpenOptions::open) lists them) the call is
+    /// immediate; otherwise it is made on the thread pool.
     ///
     /// # Errors
     ///
@@ -161,8 +161,8 @@ impl File {
         self.stat(|| "reading a file's metadata".into(), fs::File::metadata)
     }
 
-    /// Returns the length in bytes, also of a block device. Immediately where
-    /// [`metadata`](File::metadata) is.
+    /// Returns the length in bytes, also of a block device. Immediate where
+    /// [`metadata`](File::metadata) is immediate.
     ///
     /// # Errors
     ///

@@ -1,7 +1,8 @@
-//! A file as the backend knows it: a number, and the registration to drop on close.
+//! A file as a backend identifies it: a number, and a registration that ends when the file is
+//! closed.
 //!
-//! A registered file saves io_uring a little work per request. Registering and unregistering take two
-//! system calls, which only a file that is used often earns back.
+//! Registering a file saves io_uring a little work per request, but costs two system calls, to
+//! register and to unregister it. So a file is registered only after some requests have used it.
 
 #![allow(unsafe_code)]
 

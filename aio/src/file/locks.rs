@@ -19,7 +19,7 @@ const LONGEST: Duration = Duration::from_millis(64);
 /// Why a lock was not acquired immediately, as `std::fs::TryLockError` (Rust 1.89).
 #[derive(Debug)]
 pub enum TryLockError {
-    /// The file could not be locked: an error other than that another handle holds a lock.
+    /// The file could not be locked, for another reason than a lock of another handle.
     Error(io::Error),
     /// Another handle of the file holds a lock that excludes this one.
     WouldBlock,
@@ -57,9 +57,9 @@ impl File {
     /// or until this handle and its [duplicates](File::try_clone) are closed.
     ///
     /// A lock is advisory: it excludes only other locks, of this process or of others. A handle has
-    /// at most one; locking again converts it, and other handles may be first. Waiters have no
-    /// order. A lock that is not free is tried again after 1, 2, 4 and up to 64 milliseconds, so the
-    /// wait may end that much later than the other lock.
+    /// at most one lock; locking again converts it, and another handle may get its lock in between.
+    /// Waiters have no order. A lock that is not free is tried again after 1, 2, 4 and up to 64
+    /// milliseconds, so the wait may end up to 64 milliseconds after the other lock was released.
     ///
     /// # Errors
     ///

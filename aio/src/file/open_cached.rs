@@ -10,8 +10,8 @@
 //! ```
 //!
 //! `RESOLVE_CACHED` (Linux 5.12) makes the lookup fail with `EAGAIN` unless every name on the path
-//! is in the kernel's cache. The file system's own open comes after the lookup, and may block all
-//! the same, so the file is looked at first, by a descriptor that does not open it:
+//! is in the kernel's cache. The file system's own open comes after the lookup, and may block
+//! nevertheless. So the file is first inspected through a descriptor that does not open it:
 //!
 //! - FIFOs wait for the other end, devices for media, drivers and partition tables; to open and
 //!   close one may rewind a tape or hang up a line. Only regular files are opened in place.
@@ -22,8 +22,8 @@
 //!   fail instead, and a thread then waits. The flag is cleared before the file is used: io_uring
 //!   would fail requests that have to wait.
 //!
-//! The rest is short, and the same that io_uring carries out within submit. A process that
-//! watches opens with fanotify's permission events delays them here too.
+//! The remaining work is short; io_uring does the same within submit. A process that watches
+//! opens with fanotify's permission events delays opens in place too.
 //!
 //! Any error is left to the thread, which repeats the open and gets the authoritative one.
 

@@ -108,8 +108,8 @@ impl OpenOptions {
         truncate,
     }
 
-    /// Creates options that open nothing yet: set at least [`read`](Self::read),
-    /// [`write`](Self::write) or [`append`](Self::append). As
+    /// Creates options that request no access yet: set at least [`read`](Self::read),
+    /// [`write`](Self::write) or [`append`](Self::append). Same as
     /// [`File::options`](crate::File::options).
     pub fn new() -> OpenOptions {
         OpenOptions { access: Access::default(), mode: 0o666, custom_flags: 0, direct: Direct::Auto }
@@ -143,11 +143,12 @@ impl OpenOptions {
     ///
     /// # Errors
     ///
-    /// As `std::fs::OpenOptions::open`. `IsADirectory`: a directory, which std can open for reading.
-    /// `InvalidInput`: a FIFO, socket or terminal, immediately, where std would wait; with
-    /// [`Direct::Always`], a file system that does not support direct I/O. The error of creating the context's engine, if this is its
-    /// first file. `Unsupported`: [`custom_flags`](Self::custom_flags) for a
-    /// [simulated](mod@crate::simulate) file.
+    /// As `std::fs::OpenOptions::open`. `IsADirectory`: the path is a directory, which std can open
+    /// for reading. `InvalidInput`: the path is a FIFO, socket or terminal; the error is immediate,
+    /// where std would wait. `InvalidInput` with [`Direct::Always`]: the file system does not
+    /// support direct I/O. The error of creating the context's engine, if this is its first file.
+    /// `Unsupported`: [`custom_flags`](Self::custom_flags) for a [simulated](mod@crate::simulate)
+    /// file.
     ///
     /// # Panics
     ///
@@ -241,13 +242,13 @@ impl Opened {
     }
 }
 
-/// Opens the file and inspects it. Blocks the thread, but not for the other end of a FIFO or the line
-/// of a terminal, neither of which is a file: that wait could be endless.
+/// Opens the file and inspects it. May block the thread, but does not wait for the other end of a
+/// FIFO or the line of a terminal: those waits could be endless, and neither can be a `File`.
 fn open_by(options: &fs::OpenOptions, custom: i32, direct: Direct, path: &Path) -> io::Result<Opened> {
     let open = |options: &fs::OpenOptions, flags| {
         let open = |flags| options.clone().custom_flags(custom | flags).open(path);
         open(flags | libc::O_NONBLOCK).or_else(|error| match error.raw_os_error() {
-            // Another process has a lease on the file, and may write to it before this open.
+            // Another process has a lease on the file, and may write the file before this open.
             Some(libc::EWOULDBLOCK) => open(flags),
             _ => Err(error),
         })
@@ -275,8 +276,8 @@ fn open_by(options: &fs::OpenOptions, custom: i32, direct: Direct, path: &Path) 
     Ok(opened)
 }
 
-/// Fails if the path is that of a FIFO or socket: even to open and close a FIFO has an effect on its
-/// other end. Any error is left to the open.
+/// Fails if the path is that of a FIFO or socket: merely opening and closing a FIFO affects its
+/// other end. Ignores other errors, which the open then reports.
 fn check_kind(path: &Path, follows: bool) -> io::Result<()> {
     match if follows { stat(path) } else { lstat(path) } {
         Ok(found) => check_has_offsets(FileType::from_raw_mode(found.st_mode)),

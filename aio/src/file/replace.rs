@@ -45,7 +45,8 @@ use super::{Direct, File};
 ///
 /// `InvalidInput`: the path does not end with a name. Otherwise the kernel's error, with the path,
 /// the failed step, cause and remedy; the old contents are then in place, unless the last step
-/// failed, to sync the directory: then the new contents are, but a crash may bring the old back.
+/// failed, the sync of the directory: then the new contents are in place, but a crash may restore
+/// the old ones.
 ///
 /// # Panics
 ///
@@ -76,7 +77,8 @@ fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     file.write_at(contents, 0)?;
     file.sync_all()?;
     drop(file);
-    // The caller could not tell what a cancellation between these two left.
+    // After a cancellation between these two steps, the caller would not know which contents
+    // remain.
     shield(|| {
         rename(&temporary.path, path)?;
         temporary.is_there = false;
@@ -93,7 +95,7 @@ struct Temporary {
 impl Drop for Temporary {
     fn drop(&mut self) {
         if self.is_there {
-            // Without effect the file remains, as after a crash.
+            // If this fails, the file remains, as after a crash.
             let _ = shield(|| remove_file(&self.path));
         }
     }
@@ -105,7 +107,7 @@ fn create_in(folder: &Path, mode: Option<u32>) -> io::Result<(File, Temporary)> 
         let path = folder.join(new_name());
         let options = File::options().write(true).create_new(true).direct(Direct::Never);
         match options.mode(mode.unwrap_or(0o666)).open(&path) {
-            // Left by a crash of an earlier process with the same number.
+            // The file was left by a crash of an earlier process with the same process id.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             opened => return Ok((opened?, Temporary { path, is_there: true })),
         }

@@ -153,14 +153,14 @@ impl File {
         Ok(done)
     }
 
-    /// Whether a request with a buffer at `addr` and this offset and length (or several, ORed) goes
-    /// to `fd` unchanged: direct I/O accepts it, or there is no alternative.
+    /// Whether a request with a buffer at `addr` goes to `fd` unchanged: direct I/O accepts it, or
+    /// there is no alternative. `offsets` is the bitwise OR of offset and length, or of several.
     #[inline]
     pub(super) fn is_taken_as_is(&self, addr: u64, offsets: u64) -> bool {
         addr & self.memory_mask == 0 && self.is_direct_range(offsets) || !self.may_cache
     }
 
-    /// Whether offset and length (or several, ORed) are aligned.
+    /// Whether offset and length, combined by a bitwise OR, are aligned.
     #[inline]
     fn is_direct_range(&self, offsets: u64) -> bool {
         offsets & self.offset_mask == 0

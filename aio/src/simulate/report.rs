@@ -33,7 +33,7 @@ pub struct Failure {
     pub fingerprint: u64,
     /// The last events of the run of the shrunk tape.
     pub log: String,
-    /// Replaying the tape did not fail again.
+    /// Whether the replay of the tape passed.
     pub is_flaky: bool,
 }
 
@@ -102,8 +102,8 @@ impl Failure {
     }
 }
 
-/// Returns the command that makes the run again: for a test, whose thread has its name, or which is
-/// one of Cargo's test programs; otherwise that of this program.
+/// Returns the command that repeats the run: that of a test, which is recognised by its thread's
+/// name or by Cargo's test program; otherwise the command of this program.
 fn command(thread: Option<&str>, program: &Path, args: impl Iterator<Item = String>) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_=+./,:@%".contains(c);
     let quoted = |arg: String| match !arg.is_empty() && arg.chars().all(is_plain) {
@@ -111,7 +111,7 @@ fn command(thread: Option<&str>, program: &Path, args: impl Iterator<Item = Stri
         false => format!("'{}'", arg.replace('\'', r"'\''")),
     };
     match thread.filter(|&name| name != "main") {
-        // `--exact`: not also the tests whose names contain this one's.
+        // Without `--exact`, tests whose names contain this test's name would run too.
         Some(test) => format!("cargo test {test} -- --exact"),
         None if program.parent().is_some_and(|folder| folder.ends_with("deps")) => "cargo test".into(),
         None => args.map(quoted).collect::<Vec<_>>().join(" "),

@@ -1,5 +1,5 @@
 //! The reader's kernel: at each turn of the scripted backend it takes a decision from a tape, and
-//! records what could have been decided.
+//! records the number of options.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::mpsc::{Sender, channel};
@@ -19,7 +19,7 @@ use super::tree::{KERNEL, Run, Tree, mark};
 pub struct Powers {
     /// The readers' names: the reader with index `i` reads at `512 * i`.
     pub readers: &'static [&'static str],
-    /// How many submits it may refuse (EAGAIN), or accept only in part.
+    /// How many submits the kernel may refuse (EAGAIN), or accept only in part.
     pub refusals: u32,
     /// Whether reads complete in the order in which they were submitted.
     pub in_order: bool,
@@ -32,7 +32,7 @@ pub struct Powers {
 /// The length of a short read.
 const SHORT: usize = 128;
 
-/// A decision, and the number of those to choose from.
+/// A decision, and the number of options that there were.
 struct Made {
     value: usize,
     bound: usize,
@@ -44,7 +44,7 @@ struct Script {
     made: Vec<Made>,
     /// For each mark in the log, the question that it answers; `None` if there was no choice.
     marks: Vec<Option<String>>,
-    /// The readers of the requests offered by the submit that runs.
+    /// The readers of the requests that the current submit offers.
     offered: Vec<usize>,
     /// The requests in flight, with their readers.
     in_flight: Vec<(usize, usize)>,
@@ -219,7 +219,7 @@ impl Kernel {
     }
 }
 
-/// A thread that polls when it is told to. It has a column from the beginning.
+/// A thread that polls on request. It has a column from the beginning.
 struct SecondThread {
     polls: Sender<()>,
     thread: JoinHandle<()>,
@@ -241,7 +241,7 @@ impl SecondThread {
         SecondThread { polls, thread }
     }
 
-    /// Lets it poll once, and waits for its end.
+    /// Makes the thread poll once, and waits for the end of the poll.
     fn poll(self) {
         self.polls.send(()).expect("it waits");
         self.thread.join().expect("it does not panic");
@@ -281,8 +281,8 @@ fn one(kernel: &Kernel, program: Program) {
     let ended = catch_unwind(AssertUnwindSafe(|| program(&kernel.context, kernel)));
     let Err(payload) = ended else { return };
     kernel.script().over = true;
-    // Coroutines that the panic has left suspended end by themselves, where they can: with a guard
-    // out, a coroutine that unwinds may not survive the completion that it waits for.
+    // Lets coroutines that the panic has left suspended end by themselves, if they can: without a
+    // guard, a coroutine that unwinds may not survive the completion that it waits for.
     for _ in 0..8 {
         let sleeps = !kernel.script().in_flight.is_empty();
         let _ = catch_unwind(AssertUnwindSafe(|| kernel.context.poll(sleeps)));

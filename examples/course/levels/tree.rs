@@ -7,8 +7,8 @@ use coralio::context::AioContext;
 use coralio::trace::{Event, Recording, Replay, RequestState, TextOptions};
 use serde_json::{Value, json};
 
-/// Who decides; the mark of a decision in the log begins with it. Messages of the program are in
-/// quotes.
+/// The name of the decider. The mark of a decision in the log begins with it, unlike messages of
+/// the program, which are in quotes.
 pub const KERNEL: &str = "kernel: ";
 pub const DISK: &str = "disk: ";
 const END: &str = "the run has ended";
@@ -78,7 +78,7 @@ fn makers(recording: &Recording) -> HashMap<String, String> {
     let mut replay = Replay::of(recording);
     let mut makers = HashMap::new();
     for record in &recording.records {
-        // A log in which a coroutine enters itself does not fit.
+        // An error is ignored: in a run with a bug, a coroutine may enter itself.
         let _ = replay.apply(record);
         if let (Event::Request { request, state: RequestState::Pending }, Some(maker)) =
             (&record.event, replay.running(record.thread))
@@ -159,7 +159,7 @@ impl Tree {
 fn add(node: &Node, nodes: &mut Vec<Value>, counts: &mut [usize; 2], texts: &mut Texts) -> usize {
     let place = nodes.len();
     nodes.push(Value::Null);
-    // A question with one answer is none.
+    // A decision with only one answer is not a question.
     let mut node = node;
     let mut rows: Vec<_> = node.rows.iter().collect();
     while let [(_, only)] = &node.children[..] {

@@ -88,7 +88,7 @@ pub fn is_correct(with_permit: WithPermit) -> Judged {
             say("cancels a reader");
             reader.cancel();
         }
-        // Ends by itself: a lost permit would keep the others waiting.
+        // The join ends only if no permit is lost: a reader would wait for a lost permit forever.
         join(readers);
         assert!(permits.free.get() == 1, "all reads have ended, and the permit was not given back.");
     })

@@ -21,7 +21,7 @@ pub trait Channel: 'static {
 
 const CAPACITY: usize = 1;
 
-/// A and B each send two values, X and Y each receive two; main may wake all of them, for another
+/// A and B each send two values, X and Y each receive two; main may wake all of them for another
 /// reason.
 pub fn is_correct<C: Channel>() -> Judged {
     judge(|sim: &Sim| {
@@ -35,7 +35,7 @@ pub fn is_correct<C: Channel>() -> Judged {
                     channel.send(value);
                     say(format!("has sent {value}"));
                     sent.set(sent.get() + 1);
-                    // A receiver that has called `receive` may have been given a value already.
+                    // A receiver that has called `receive` may have taken a value already.
                     assert!(
                         sent.get() <= asked.get() + CAPACITY,
                         "{} values were sent, {} receives have begun, and the channel is to hold {CAPACITY}.",

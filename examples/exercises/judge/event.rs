@@ -16,7 +16,7 @@ pub trait Event: Default + 'static {
     fn set(&self);
 }
 
-/// A and B wait; main sets the event, and may wake both of them before, for another reason.
+/// A and B wait; main sets the event. Before that, main may wake both of them for another reason.
 pub fn is_correct<E: Event>() -> Judged {
     judge(|sim: &Sim| {
         let (event, is_set) = (Rc::new(E::default()), Rc::new(Cell::new(false)));

@@ -20,7 +20,7 @@ pub trait Pair {
     fn recover(data: &File, log: &File) -> io::Result<()>;
 }
 
-/// Returns a checksum: it is different if any of the numbers is.
+/// Returns a checksum: it differs if any of the numbers differs.
 pub fn checksum(pair: [u64; 2]) -> u64 {
     // The factor and the start are those of FNV-1a.
     let step = |sum: u64, byte: u8| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
@@ -43,7 +43,7 @@ pub fn read_numbers<const N: usize>(file: &File) -> io::Result<[u64; N]> {
 
 const OLD: [u64; 2] = [1, 1];
 
-/// Puts two pairs in turn, and loses power during it, and perhaps during the recovery.
+/// Puts two pairs one after the other. The power fails meanwhile, and perhaps during the recovery.
 pub fn is_correct<P: Pair>() -> Judged {
     let machine = Simulation::new().faults(Faults::none()).sector_size(8).crash_rate(0.1);
     judge_on(&machine, |sim: &Sim| {

@@ -40,7 +40,7 @@ pub struct Refusal {
     pub tape: String,
 }
 
-/// The number of runs, all of which were correct, or the failure.
+/// The number of runs, if all were correct; otherwise the failure.
 pub type Judged = Result<u64, Refusal>;
 
 /// Judges on machines without faults.
@@ -79,8 +79,8 @@ fn in_plain_words(message: &str) -> String {
     if !first_line.starts_with(STUCK) {
         return first_line.into();
     }
-    // The report names each coroutine: `'A' waits for a lock, for 0ns, at ..`. The judge's own main
-    // only waits for the others.
+    // The report names each coroutine: `'A' waits for a lock, for 0ns, at ..`. The judge's `main`
+    // is omitted, since it only waits for the others.
     let waits = message.lines().filter_map(|line| {
         let (name, rest) = line.trim().strip_prefix('\'')?.split_once("' waits for ")?;
         let reason = rest.split(", for ").next()?;
@@ -89,9 +89,9 @@ fn in_plain_words(message: &str) -> String {
     format!("{}; and nothing will wake them.", waits.collect::<Vec<_>>().join(", "))
 }
 
-/// How the failure of an exercise begins that is not solved yet.
+/// The beginning of the failure of an exercise that is not solved yet.
 pub const HOLE: &str = "a hole is still to be filled";
-/// How the message of a run begins that can make no progress.
+/// The beginning of the message of a run that can make no progress.
 const STUCK: &str = "deadlock";
 
 thread_local! {
@@ -114,7 +114,7 @@ fn spawn<T: 'static>(name: &'static str, f: impl FnOnce() -> T + 'static) -> Joi
     Coroutine::builder().name(name).spawn(f).expect("memory for a stack")
 }
 
-/// Returns the message of a panic. The unwinding at a context's end has none.
+/// Returns the message of a panic; none for the unwinding at the end of a context.
 fn text(payload: &(dyn Any + Send)) -> Option<String> {
     let text = payload.downcast_ref::<&str>().map(ToString::to_string);
     text.or_else(|| payload.downcast_ref::<String>().cloned())

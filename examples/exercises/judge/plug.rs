@@ -9,7 +9,7 @@ use super::{Judged, judge, say};
 /// The number of pending requests that is a full batch.
 pub const FULL: usize = 3;
 
-/// A queue of requests, which gather while it is plugged.
+/// A queue of requests, which gather while the queue is plugged.
 pub trait Queue {
     /// A plug: exists from `plug` until it is dropped.
     type Plug<'a>
@@ -19,12 +19,12 @@ pub trait Queue {
     /// Creates a queue that gives its requests to `kernel`.
     fn new(kernel: Kernel) -> Self;
 
-    /// Delays requests while the returned plug exists. Plugs nest: the last one counts. When it has
-    /// been dropped, the loop's next iteration submits the requests that have gathered.
+    /// Delays requests while the returned plug exists. Plugs nest: when the last one has been
+    /// dropped, the loop's next iteration submits the requests that have gathered.
     fn plug(&self) -> Self::Plug<'_>;
 
-    /// Queues a request. Submits all pending requests unless there is a plug, or if the batch is
-    /// [`FULL`].
+    /// Queues a request. Submits all pending requests if there is no plug, or if their number has
+    /// reached [`FULL`].
     fn push(&self, request: u32);
 
     /// Submits all pending requests unless there is a plug. The loop calls it in each iteration.

@@ -12,8 +12,8 @@ use super::{Judged, judge, say};
 /// Processes all completions on the ring, with the methods of [`Disk`].
 pub type Reap = fn(&Disk);
 
-/// An engine with one coroutine for each request. Its queue is as deep as there are requests in
-/// flight at first.
+/// An engine with one coroutine for each request. All requests are in flight at first, and the
+/// queue depth is their number.
 pub struct Disk {
     ring: RefCell<VecDeque<usize>>,
     in_flight: Cell<usize>,
@@ -29,7 +29,7 @@ impl Disk {
         self.ring.borrow().front().copied()
     }
 
-    /// Advances the ring's cursor: the first completion is no longer on it.
+    /// Advances the ring's cursor: the first completion is then no longer on the ring.
     pub fn advance(&self) {
         let request = self.ring.borrow_mut().pop_front().expect("`advance` was called, and the ring is empty.");
         say(format!("takes request {request} off the ring"));
@@ -43,7 +43,7 @@ impl Disk {
     }
 
     /// Completes a request, and enters the coroutine that waits for it. That coroutine may submit,
-    /// and call the loop, which reaps.
+    /// and may poll the loop, which reaps.
     pub fn complete(&self, request: usize) {
         say(format!("completes request {request}"));
         let was_done = std::mem::replace(&mut self.is_done.borrow_mut()[request], true);

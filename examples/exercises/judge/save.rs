@@ -15,7 +15,7 @@ pub type Save = fn(&[u8]) -> io::Result<()>;
 const OLD: &[u8] = b"colour=blue;size=10;";
 const NEW: &[u8] = b"colour=red; size=12;";
 
-/// Saves, and loses power during it or afterwards.
+/// Saves the file. The power fails during the call or after it.
 pub fn is_correct(save: Save) -> Judged {
     let machine = Simulation::new().faults(Faults::none()).sector_size(8);
     judge_on(&machine, |sim: &Sim| {

@@ -18,7 +18,7 @@ pub struct Kernel {
     failed: RefCell<Vec<u32>>,
     /// The request that the kernel refuses, if any.
     bad: Option<u32>,
-    /// How often it still answers "try again".
+    /// The number of further submits that the kernel answers with "try again".
     busy: Cell<u32>,
     calls: Cell<u32>,
 }

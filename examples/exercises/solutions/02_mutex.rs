@@ -1,9 +1,9 @@
 //! Two solutions of exercise 2.
 //!
-//! The first wakes all waiters, and one of them gets the lock. To wake one is faster, and more
-//! difficult: a coroutine that was woken for another reason is in the list twice, and a later wake
-//! could go to the entry that is out of date. The second passes the lock to one waiter, whose entry
-//! it removes, as `CoMutex` does.
+//! The first wakes all waiters, and one of them gets the lock. Waking one waiter is faster, and
+//! more difficult: a coroutine that was woken for another reason is in the list twice, and a later
+//! wake could be spent on the stale entry. The second solution passes the lock to one waiter, and
+//! removes that waiter's entry, as `CoMutex` does.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;

@@ -19,7 +19,7 @@ fn wait_in(queue: &RefCell<VecDeque<Coroutine>>) {
     suspend();
 }
 
-/// Wakes all: see the solution of exercise 2.
+/// Wakes all waiters, for the reason given in the solution of exercise 2.
 fn wake_all(queue: &RefCell<VecDeque<Coroutine>>) {
     let waiters = queue.take();
     waiters.into_iter().for_each(Coroutine::wake);

@@ -7,7 +7,7 @@ pub fn reap(disk: &Disk) {
     while let Some(request) = disk.peek() {
         disk.count_down();
         disk.advance();
-        // Last: whatever runs in here finds the engine in order.
+        // Last: the coroutine that runs in this call finds the engine in a consistent state.
         disk.complete(request);
     }
 }

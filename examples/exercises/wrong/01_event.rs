@@ -10,7 +10,7 @@ fn current() -> Coroutine {
     Coroutine::current().expect("only coroutines wait")
 }
 
-/// Takes every return of `suspend` for the event.
+/// Assumes after any return of `suspend` that the event is set.
 #[derive(Default)]
 pub struct ChecksOnce {
     is_set: Cell<bool>,
@@ -31,7 +31,7 @@ impl Event for ChecksOnce {
     }
 }
 
-/// Waits for a wake that may have come before.
+/// Waits for a wake that may have happened already.
 #[derive(Default)]
 pub struct MissesThePast {
     waiters: RefCell<Vec<Coroutine>>,

@@ -48,8 +48,8 @@ impl Mutex for ChecksOnce {
     }
 }
 
-/// Wakes one entry of the list, which may be out of date: a coroutine that was woken for another
-/// reason is in it twice.
+/// Wakes one entry of the list, which may be stale: a coroutine that was woken for another reason
+/// is in the list twice.
 #[derive(Default)]
 pub struct WakesOne(State);
 

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 
 use crate::judge::submit::Kernel;
 
-/// Takes `Ok` for all of them.
+/// Assumes after `Ok` that all requests were accepted.
 pub fn forgets_the_tail(kernel: &Kernel, pending: &mut VecDeque<u32>) {
     while !pending.is_empty() {
         match kernel.submit(pending.make_contiguous()) {
@@ -16,7 +16,7 @@ pub fn forgets_the_tail(kernel: &Kernel, pending: &mut VecDeque<u32>) {
     }
 }
 
-/// Takes an error of the first request for an error of all.
+/// Fails all requests for an error of the first one.
 pub fn fails_all(kernel: &Kernel, pending: &mut VecDeque<u32>) {
     while !pending.is_empty() {
         match kernel.submit(pending.make_contiguous()) {
@@ -27,7 +27,7 @@ pub fn fails_all(kernel: &Kernel, pending: &mut VecDeque<u32>) {
     }
 }
 
-/// Takes "try again" for an error.
+/// Fails a request for "try again".
 pub fn fails_when_busy(kernel: &Kernel, pending: &mut VecDeque<u32>) {
     while !pending.is_empty() {
         match kernel.submit(pending.make_contiguous()) {
@@ -37,7 +37,7 @@ pub fn fails_when_busy(kernel: &Kernel, pending: &mut VecDeque<u32>) {
     }
 }
 
-/// Leaves an invalid request where it is: the others behind it are never submitted.
+/// Leaves an invalid request in the queue: the requests behind it are never submitted.
 pub fn stays_at_the_error(kernel: &Kernel, pending: &mut VecDeque<u32>) {
     if pending.is_empty() {
         return;

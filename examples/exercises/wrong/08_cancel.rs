@@ -20,7 +20,7 @@ impl Drop for Permit<'_> {
     }
 }
 
-/// Gives a permit back also if it got none.
+/// Gives a permit back even if it got none.
 pub fn returns_what_it_has_not(permits: &Permits, read: &dyn Fn() -> io::Result<usize>) -> io::Result<usize> {
     let _permit = Permit(permits);
     permits.acquire()?;

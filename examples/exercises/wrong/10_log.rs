@@ -46,7 +46,7 @@ impl Pair for DataNotSynced {
     }
 }
 
-/// Repeats a torn log: a mark instead of a checksum says that there is one.
+/// Repeats a torn log: instead of a checksum, only a mark shows that the log is valid.
 pub struct NoChecksum;
 
 impl Pair for NoChecksum {

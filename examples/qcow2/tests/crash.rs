@@ -22,7 +22,7 @@ use coralio_qcow2::{CreateOptions, Format, Image, Zeroes, open};
 /// The unit in which the disk is tracked and written.
 const GRAIN: u64 = 64;
 const WORKERS: u64 = 3;
-/// One image in this number also goes to `qemu-img check`.
+/// `qemu-img check` also checks one image in this number, chosen at random.
 const SAMPLE: u32 = 100;
 
 fn crashes() -> u64 {

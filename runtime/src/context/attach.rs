@@ -14,8 +14,8 @@ use crate::context::{AioContext, EventSource, HomeToken};
 pub(crate) struct Attached(RefCell<Option<Rc<Arc<dyn EventSource>>>>);
 
 impl Attached {
-    /// Returns the engine. A caller of its methods keeps the `Rc` meanwhile: code that the engine
-    /// runs may detach the engine, which must not be dropped below that code.
+    /// Returns the engine. A caller keeps the `Rc` during calls of the engine's methods: code that
+    /// the engine runs may detach the engine, which must not be dropped while that code runs.
     #[inline]
     pub(crate) fn get(&self) -> Option<Rc<Arc<dyn EventSource>>> {
         self.0.borrow().clone()
@@ -91,7 +91,7 @@ impl AioContext {
     ///
     /// # Errors
     ///
-    /// That of [`EventSource::leave`]. The context keeps the engine.
+    /// The error of [`EventSource::leave`]; the context then keeps the engine.
     ///
     /// # Panics
     ///
@@ -104,7 +104,7 @@ impl AioContext {
         let Some(home) = self.shared.home() else {
             panic!("cannot detach an engine off the context's home thread; call this on the home thread");
         };
-        // Excludes polls of other threads, also of a caller outside the loop.
+        // The lock excludes polls of other threads, even if `detach` is called outside the loop.
         let _guard = self.shared.acquire_at_home();
         if let Some(source) = home.source.get() {
             source.leave(HomeToken::new(home))?;

@@ -75,7 +75,7 @@ pub(crate) struct Watch {
     interest: Interest,
     /// The descriptor is in the epoll set.
     registered: bool,
-    /// Edge-triggered: reported once per change, not for as long as the condition lasts.
+    /// The watch is edge-triggered: epoll reports each change once, instead of a lasting condition.
     edges: bool,
     /// Masked because a nested poll slept while the handler ran.
     masked: bool,
@@ -94,8 +94,8 @@ const LEVEL: u64 = 1 << 32;
 pub(crate) struct Queues {
     /// Tokens of events that are reported but not served yet.
     ready: VecDeque<u64>,
-    /// Number of watches with an interest: those for edges, and, times `LEVEL`, the others. Most
-    /// contexts have none.
+    /// Number of watches with an interest: each watch for edges counts 1, each other one `LEVEL`.
+    /// Most contexts have no watch.
     interested: u64,
 }
 
@@ -219,10 +219,10 @@ impl Watches {
         self.lock().report(ready, false);
     }
 
-    /// Returns whether a sleep learns everything that an iteration's poll would: all watches are
-    /// edge-triggered. Edges are reported once, and a stale one is harmless. Level-triggered events
-    /// from a sleep are discarded, since another thread may have served them by the time the lock
-    /// is reacquired.
+    /// Returns whether a sleep's events can replace an iteration's poll: if all watches are
+    /// edge-triggered. An edge is reported once, and a stale edge is harmless. Level-triggered
+    /// events from a sleep are discarded, since another thread may have served them by the time the
+    /// lock is reacquired.
     pub(crate) fn sleep_asks(&self) -> bool {
         self.pending() < LEVEL
     }

@@ -1,4 +1,4 @@
-//! The counter by which the stall watcher sees that the loop goes on.
+//! The counter by which the stall watcher sees that the loop makes progress.
 //!
 //! It is odd during an iteration, or an enter outside of one, and even otherwise.
 

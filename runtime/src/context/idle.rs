@@ -66,7 +66,7 @@ impl IdleTimer {
         }
         home.scheduler.clock.tick();
         let after_ms = u32::try_from(after.as_millis()).unwrap_or(u32::MAX / 4);
-        // A step later, so that the coarse clock has reached the time when the timer expires.
+        // Later by a step of the coarse clock, which then shows at least `after` at the expiry.
         if self.timer.get().is_some_and(|timer| timer.arm(after.saturating_add(COARSE_STEP)).is_ok()) {
             self.armed.set(Some((home.scheduler.clock.ms().wrapping_add(after_ms), home.progress.get())));
         }

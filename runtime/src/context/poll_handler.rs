@@ -230,9 +230,9 @@ mod tests {
 
     #[test]
     fn is_ready_cannot_suspend_the_polling_coroutine() {
-        // X5, X8: the loop looks without the context's lock, also in a poll of a coroutine. If that
-        // coroutine were suspended by the look, its enterers would go on without the lock that they
-        // hold
+        // X5, X8: the loop calls `is_ready` without the context's lock, also in a poll of a
+        // coroutine. If `is_ready` suspended that coroutine, its enterers would continue without
+        // the lock that they hold
         AioContext::builder()
             .busy_poll_max(Duration::from_secs(3600))
             .run(|ctx| {

@@ -151,8 +151,8 @@ impl<K: Kind> State<K> {
 /// All registrations of one kind in a context.
 pub(crate) struct Table<K: Kind> {
     state: Mutex<State<K>>,
-    /// [`Kind::pending`], readable without the lock. Relaxed: the fences of `NotifyState` order it
-    /// before the loop's last check; an earlier check may miss a change.
+    /// [`Kind::pending`], readable without the lock. Relaxed: the fences of `NotifyState` order a
+    /// change before the loop's last check; an earlier check may miss the change.
     pending: AtomicU64,
 }
 

@@ -27,7 +27,7 @@ use crate::coroutine::{
 pub(crate) enum Resume {
     /// Continue.
     Continue,
-    /// Unwind: the context ends, or the scope does.
+    /// Unwind, because the context or the coroutine's scope ends.
     Unwind,
     /// Store a backtrace and continue to wait (rule C13).
     Backtrace,
@@ -62,9 +62,10 @@ pub(crate) struct ControlBlock {
     pub(crate) word: StateWord,
     /// The number of the context that holds the block.
     context: AtomicUsize,
-    /// The rest is used by the home thread only (*home's own*).
+    /// The fields that only the home thread uses (*home's own*).
     local: LocalState,
-    /// The location where it was last scheduled, for errors about a second enter or schedule.
+    /// The location where the coroutine was last scheduled, for errors about a second enter or
+    /// schedule.
     scheduled_at: AtomicPtr<Location<'static>>,
 }
 
@@ -77,9 +78,9 @@ unsafe impl Sync for ControlBlock {}
 #[repr(C)]
 pub(crate) struct LocalState {
     pub(crate) state: Cell<State>,
-    /// Woken while it was entered: becomes ready as soon as it suspends (rule W3).
+    /// The coroutine was woken while entered: it becomes ready as soon as it suspends (rule W3).
     pub(crate) woken: Cell<bool>,
-    /// Resumed for the last time, to unwind.
+    /// The coroutine has been resumed for the last time, to unwind.
     pub(crate) unwinding: Cell<bool>,
     /// The result will not be fetched.
     pub(crate) detached: Cell<bool>,
@@ -95,8 +96,8 @@ pub(crate) struct LocalState {
     pub(crate) deadlines: Cell<*const Deadline>,
     pub(crate) yielder: Cell<*const Yielder<Resume, ()>>,
     pub(crate) raw: UnsafeCell<MaybeUninit<RawCoroutine>>,
-    /// Where it last suspended, what it waits for, and since when, in milliseconds of the loop's
-    /// clock.
+    /// Where the coroutine last suspended, what it waits for, and since when, in milliseconds of
+    /// the loop's clock.
     pub(crate) suspended_at: Cell<&'static Location<'static>>,
     pub(crate) wait_reason: Cell<WaitReason>,
     pub(crate) since: Cell<u32>,
@@ -110,7 +111,7 @@ pub(crate) struct LocalState {
     pub(crate) name: RefCell<Option<Cow<'static, str>>>,
     pub(crate) serial: Cell<u64>,
     pub(crate) created_at: Cell<&'static Location<'static>>,
-    /// Out while the coroutine is entered.
+    /// The coroutine's span; taken out while the coroutine is entered.
     #[cfg(feature = "tracing")]
     pub(crate) span: Cell<tracing::Span>,
 }

@@ -1,12 +1,12 @@
-//! Stopping a home thread to read its state, when it does not return to its loop.
+//! Stops a home thread that does not return to its loop, to read its state.
 //!
 //! The inspecting thread sends a signal to the home thread. The handler records where that thread
 //! is, announces that it has stopped, and waits. The inspector meanwhile reads state that only the
 //! home thread may write, and then lets it continue.
 //!
 //! - *stopped*: between `STOPPED` and `GO` the home thread is in the handler, and touches nothing.
-//! - *claimed*: one thread at a time moves on from `SENT`, and fills in the frames before
-//!   `STOPPED`.
+//! - *claimed*: only one thread at a time takes the step from `SENT` to `CLAIMED`, and writes the
+//!   frames before `STOPPED`.
 //!
 //! - *nothing is waited for*: the home thread may have been stopped inside the allocator, the
 //!   loader, or any lock. So while it is stopped, the inspector allocates nothing, frees nothing
@@ -48,7 +48,7 @@ const MAX_FRAMES: usize = 128;
 const IDLE: u32 = 0;
 /// The signal is sent.
 const SENT: u32 = 1;
-/// The home thread has it, and records its position.
+/// The home thread has received the signal, and records its position.
 const CLAIMED: u32 = 2;
 /// The home thread is in the handler, and waits.
 const STOPPED: u32 = 3;
@@ -151,7 +151,7 @@ pub(crate) fn stopped<R>(shared: &SharedContext, look: impl FnOnce(&Scheduler) -
     STOP.shared.store(ptr::from_ref(shared).cast_mut(), Ordering::Relaxed);
     STOP.step.store(SENT, Ordering::Release);
     let take_back = || STOP.step.compare_exchange(SENT, IDLE, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-    // Not if a late signal of an earlier look was claimed: then the thread is in the handler.
+    // Not if a late signal of an earlier inspection was claimed: then the thread is in the handler.
     match shared.thread.signal(SIGNAL) {
         Err(error) if take_back() => return Err(error),
         _ => {}
@@ -217,7 +217,7 @@ extern "C" fn handler(_signal: libc::c_int) {
     {
         return;
     }
-    // The inspected context may have changed between the two.
+    // The inspected context may have changed between the check and the claim.
     if STOP.shared.load(Ordering::Relaxed) != mine {
         STOP.step.store(SENT, Ordering::Release);
         return;

@@ -19,7 +19,7 @@ impl BlockRef {
 pub(crate) enum WakeSource {
     /// The kernel, or the clock.
     Event,
-    /// This coroutine, the lock's owner or the one joined.
+    /// This coroutine: the owner of the lock, or the coroutine that is joined.
     Coroutine(&'static ControlBlock),
     /// No coroutine: the lock's owner has ended.
     Nobody,

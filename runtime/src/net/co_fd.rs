@@ -72,11 +72,11 @@ pub use transfer::splice;
 /// [`TcpStream`](crate::net::TcpStream) and those beside it.
 ///
 /// A read or write timeout of the socket (`SO_RCVTIMEO`, `SO_SNDTIMEO`) limits each wait, whenever
-/// and by whichever handle it was set: the operation then fails with `TimedOut`. If other handles to
-/// the socket may exist, this costs a system call per wait: after [`new`](CoFd::new),
+/// and by whichever handle it was set: the operation then fails with `TimedOut`. This costs a
+/// system call per wait if other handles to the socket may exist: after [`new`](CoFd::new),
 /// [`get_ref`](CoFd::get_ref), `as_fd`, `try_clone`, [`read_with`](CoFd::read_with) and
-/// [`write_with`](CoFd::write_with), all of which give access to the socket. It costs none for
-/// sockets that were created by `connect`, `bind` or `accept`, and after
+/// [`write_with`](CoFd::write_with), all of which give access to the socket. Without such a call,
+/// it costs no system call for sockets created by `connect`, `bind`, `accept` or
 /// [`from_sole_handle`](CoFd::from_sole_handle).
 ///
 /// A coroutine whose descriptor is always ready does not wait, but lets other coroutines run after
@@ -126,9 +126,9 @@ impl<S: AsFd> CoFd<S> {
         Ok(socket)
     }
 
-    /// As [`new`](Self::new), for a socket to which no other handle exists, such as one that another
-    /// context has accepted and handed over by [`into_inner`](Self::into_inner). It saves a system
-    /// call per wait; a timeout that another handle sets later is not noticed.
+    /// As [`new`](Self::new), for a socket to which no other handle exists, such as one that
+    /// another context has accepted and handed over by [`into_inner`](Self::into_inner). This saves
+    /// a system call per wait, but a timeout that another handle sets later is not noticed.
     ///
     /// ```
     /// use coralio::context::AioContext;
@@ -426,7 +426,7 @@ impl<S> CoFd<S> {
     }
 
     /// Yields after many operations without a suspension, so that a fast peer does not keep the
-    /// context for itself.
+    /// context busy with itself.
     fn let_others_run(&self) {
         const OPERATIONS: u32 = 64;
         let unsuspended = self.unsuspended.get() + 1;
@@ -455,8 +455,8 @@ impl<S> CoFd<S> {
     }
 
     /// Returns whether a read has drained the stream: it returned fewer bytes than requested, so
-    /// later data causes an edge. Not for a Unix socket, where a read stops at a message with
-    /// descriptors, too.
+    /// later data causes an edge. Always false for a Unix socket, where a read also stops at a
+    /// message with descriptors.
     fn has_drained(&self, done: usize, wanted: usize, edges: &Edges) -> bool {
         self.is_internet && self.is_stream() && 0 < done && done < wanted && !edges.short_reads_show_nothing()
     }

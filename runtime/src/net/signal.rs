@@ -53,7 +53,7 @@ pub fn signal(signal: i32) -> io::Result<Signal> {
 /// Waits for `SIGINT`, which the terminal sends when the user presses Ctrl-C.
 ///
 /// The first call replaces the default action, as [`signal`] does: later signals that no call waits
-/// for are ignored. A program that shuts down slowly should wait for a second one, and exit.
+/// for are ignored. A program that shuts down slowly should wait for a second signal, and exit.
 ///
 /// ```no_run
 /// use coralio::task::{ctrl_c, race};

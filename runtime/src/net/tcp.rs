@@ -82,15 +82,15 @@ fn new_socket(address: SocketAddr) -> io::Result<OwnedFd> {
 }
 
 impl CoFd<net::TcpStream> {
-    /// Connects to the first address that accepts the connection. Waits for the answer without
-    /// blocking the thread, and for a name as [`ToSocketAddrs`] says.
+    /// Connects to the first address that accepts the connection. Waits for the peer's answer
+    /// without blocking the thread; names are looked up as described at [`ToSocketAddrs`].
     ///
     /// # Errors
     ///
-    /// That of the last address: `ConnectionRefused`, `TimedOut` and others of the kernel.
+    /// The kernel's error for the last address, such as `ConnectionRefused` or `TimedOut`.
     /// [`Cancelled`](crate::Cancelled), as an I/O error, if the coroutine was cancelled or a
-    /// timeout around this call has expired; the attempt is given up. `InvalidInput`: a name
-    /// without addresses. Errors of the lookup of a name.
+    /// timeout around this call has expired; the attempt is then abandoned. `InvalidInput`: a name
+    /// has no addresses. Errors of the lookup of a name.
     ///
     /// # Panics
     ///
@@ -217,8 +217,8 @@ impl CoFd<net::TcpListener> {
     ///
     /// # Errors
     ///
-    /// That of the last address: `AddrInUse` and others of the kernel. `InvalidInput`: a name
-    /// without addresses. Errors of the lookup of a name.
+    /// The kernel's error for the last address, such as `AddrInUse`. `InvalidInput`: a name has no
+    /// addresses. Errors of the lookup of a name.
     ///
     /// # Panics
     ///
@@ -237,8 +237,8 @@ impl CoFd<net::TcpListener> {
     /// several: the kernel spreads the connections over them. All of them must be created by this
     /// function, by processes of one user.
     ///
-    /// A connection belongs to one listener from the start: if that is closed before it has
-    /// accepted the connection, the connection is reset.
+    /// A connection belongs to one listener from the start: if that listener is closed before it
+    /// has accepted the connection, the connection is reset.
     ///
     /// ```
     /// use coralio::net::TcpListener;

@@ -11,10 +11,10 @@
 //!   returns it   <--------------------   waits as before
 //! ```
 //!
-//! No other coroutine runs meanwhile, no frame is pushed, no list changes. The capture needs room,
-//! so it runs on the requester's stack; getting there takes about a hundred bytes of the
-//! coroutine's. This adds no cost to a suspension: "take a backtrace" is one of the commands with
-//! which a suspended coroutine can be resumed.
+//! No other coroutine runs meanwhile, no frame is pushed, no list changes. The capture needs much
+//! stack, so it runs on the requester's stack; the switch back to that stack takes about a hundred
+//! bytes of the coroutine's. This adds no cost to a suspension: "take a backtrace" is one of the
+//! commands with which a suspended coroutine can be resumed.
 
 #![allow(unsafe_code)]
 
@@ -36,7 +36,7 @@ thread_local! {
     static PENDING: Cell<*const Request> = const { Cell::new(ptr::null()) };
 }
 
-/// A request: lies on the requester's stack, filled in by the traced coroutine.
+/// A request. It lies on the requester's stack; the traced coroutine fills it in.
 struct Request {
     of: &'static ControlBlock,
     look: fn() -> Found,
@@ -60,7 +60,7 @@ impl Scheduler {
     }
 
     /// Returns the return addresses on the stack of a suspended coroutine that has started; `None`
-    /// if it has no room for the switch.
+    /// if the stack has no room for the switch.
     pub(crate) fn addresses_of(&self, block: &'static ControlBlock) -> Option<Box<[usize]>> {
         match self.walk(block, || Found::Addresses(addresses()))? {
             Found::Addresses(addresses) => Some(addresses),
@@ -68,7 +68,7 @@ impl Scheduler {
         }
     }
 
-    /// Calls `look` where a walk of the stack finds the coroutine's frames.
+    /// Calls `look` on a stack from which an unwinder finds the coroutine's frames.
     fn walk(&self, block: &'static ControlBlock, look: fn() -> Found) -> Option<Found> {
         let local = self.local(block);
         let request = Request { of: block, look, found: Cell::new(None) };
@@ -89,15 +89,15 @@ impl Scheduler {
     }
 }
 
-/// Runs in the traced coroutine, on its stack: walks it for `walk`.
+/// Walks the stack of the traced coroutine, in which it runs, for `walk`.
 /// Returns the yielder through which the coroutine suspends again. Takes no argument, so that a
 /// suspending coroutine need not keep one.
 #[cold]
 #[inline(never)]
 pub(super) fn store_backtrace() -> *const Yielder<Resume, ()> {
     let scheduler = Scheduler::expect("a backtrace");
-    // SAFETY: set by `walk`, which returns only when this coroutine has suspended
-    // again.
+    // SAFETY: `walk` has set the pointer to its own local, and returns only when this coroutine
+    // has suspended again.
     let request = unsafe { &*PENDING.get() };
     let local = scheduler.local(request.of);
     let yielder = local.yielder.get();

@@ -3,8 +3,8 @@
 //!
 //! Waits for an event (time, a message, a descriptor, I/O) end early with [`Cancelled`] when the
 //! coroutine is cancelled or an enclosing [`timeout`](crate::timeout) expires; waits for a lock do
-//! so only in their `_cancellable` variants. The check ([`Scheduler::is_cancelled`]) is apart from
-//! the commit ([`Scheduler::cut_short`]): in between, the wait may still succeed.
+//! so only in their `_cancellable` variants. The check ([`Scheduler::is_cancelled`]) is separate
+//! from the commit ([`Scheduler::cut_short`]): in between, the wait may still succeed.
 
 #![allow(unsafe_code)]
 
@@ -22,8 +22,8 @@ pub(crate) fn suspend_for(reason: WaitReason) {
     Scheduler::expect("suspending a coroutine").suspend_for(reason);
 }
 
-/// As [`suspend_for`], for waits that can fail: in a destructor on the coroutine's own unwinding
-/// stack this returns the error.
+/// Suspends like [`suspend_for`], for waits that can fail: returns the error in a destructor on the
+/// coroutine's own unwinding stack.
 ///
 /// # Control
 ///
@@ -80,7 +80,7 @@ impl Scheduler {
     }
 
     /// Suspends the running coroutine until `look` returns a value, or until the wait is cut short
-    /// with [`Cancelled`]; immediately in a destructor on the coroutine's own unwinding stack.
+    /// with [`Cancelled`]. In a destructor on the coroutine's own unwinding stack, does not wait.
     ///
     /// # Control
     ///

@@ -34,7 +34,7 @@ impl Frame {
 
     #[inline]
     pub(super) fn push<'a>(&'a self, scheduler: &'a Scheduler) -> FrameGuard<'a> {
-        // Fenced, for a thread that stops this one: a frame on the chain is complete.
+        // For an inspector that stops this thread: the frame is complete before `top` points at it.
         compiler_fence(Ordering::SeqCst);
         scheduler.top.set(self);
         FrameGuard { scheduler, frame: self }
@@ -50,11 +50,11 @@ pub(super) struct FrameGuard<'a> {
 impl Drop for FrameGuard<'_> {
     #[inline]
     fn drop(&mut self) {
-        // After a panic coroutines remain on the frame's list: none of them may be lost.
+        // After a panic, coroutines may remain on the frame's list; none of them may be lost.
         self.scheduler.ready.append(&self.frame.deferred);
         self.scheduler.top.set(self.frame.parent);
         self.scheduler.running.set(self.frame.outer);
-        // As in `push`: the frame's memory is reused after this.
+        // For such an inspector too: `top` changes before the frame's memory is reused.
         compiler_fence(Ordering::SeqCst);
     }
 }
@@ -85,7 +85,7 @@ impl Scheduler {
         if self.is_panicking() {
             return self.above_unwinding(|| self.round(f));
         }
-        // Coroutines woken by the coroutines below, which do not yield while this iteration lasts.
+        // The coroutines below do not yield during this iteration, so it runs those that they woke.
         self.frames().for_each(|frame| self.ready.append(&frame.deferred));
         let frame = Frame::above(self);
         let _leave = frame.push(self);

@@ -107,7 +107,8 @@ impl Scheduler {
             let raw = RawCoroutine::with_stack_unchecked(RunningStack::new(&rest), body);
             (*local.raw.get()).write(raw);
         }
-        // Last, for a thread that stops this one: a block that is not free is fully initialized.
+        // Last, for an inspector that stops this thread: a block that is not free is fully
+        // initialized.
         compiler_fence(Ordering::SeqCst);
         local.state.set(State::Suspended);
         Ok(block.id())
@@ -175,7 +176,7 @@ impl Scheduler {
 
     /// Drops a finished coroutine's value, or returns the payload of its panic.
     pub(crate) fn discard(&self, block: &'static ControlBlock) -> Option<Payload> {
-        // None: taken already; the value's destructor is running, and led here.
+        // `None`: the value was taken already, and its destructor, which is running, called this.
         let result = self.local(block).result.take()?;
         let _release = Release { scheduler: self, block };
         // SAFETY: as in `finish`.
@@ -193,7 +194,8 @@ impl Drop for Release<'_> {
     fn drop(&mut self) {
         let local = self.scheduler.local(self.block);
         local.state.set(State::Free);
-        // First, for a thread that stops this one: the name changes only while the block is free.
+        // First, for an inspector that stops this thread: the name changes only while the block is
+        // free.
         compiler_fence(Ordering::SeqCst);
         self.scheduler.live_count.set(self.scheduler.live_count.get() - 1);
         // A joiner that was never woken may keep a context alive.

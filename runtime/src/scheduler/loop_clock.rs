@@ -1,4 +1,4 @@
-//! A clock that is read now and then: accurate enough for how long a coroutine has waited.
+//! A clock that the loop reads seldom: accurate enough to show how long a coroutine has waited.
 
 use std::cell::Cell;
 use std::time::Duration;

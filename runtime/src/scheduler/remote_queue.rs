@@ -42,8 +42,8 @@ impl RemoteQueue {
             return Err(event);
         }
         list.events.push(event);
-        // Relaxed: the fences of `NotifyState` order it before the loop's last check; an earlier
-        // check may miss it.
+        // Relaxed: the fences of `NotifyState` order the store before the loop's last check; an
+        // earlier check may miss the item.
         self.pending.store(true, Ordering::Relaxed);
         Ok(())
     }

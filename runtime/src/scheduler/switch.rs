@@ -86,15 +86,15 @@ impl Scheduler {
         let payload = self.switch_in(block, how);
         // The end of a coroutine was traced before its block was reused.
         if let (Some(tracer), true) = (tracer, id.is_live() && local.state.get() != State::Finished) {
-            // It is written on this stack, so the lines are looked up on the coroutine's.
+            // The event is written on this stack, but its lines are those of the coroutine's stack.
             let calls = if tracer.has_source() { self.addresses_of(block) } else { None };
             tracer.yielded(id.traced(), local.wait_reason.get().into(), local.suspended_at.get(), calls);
         }
         payload
     }
 
-    /// Fetches the first kilobyte of a stack into the cache, while another coroutine runs: with a
-    /// thousand coroutines, it has been displaced since the coroutine last ran.
+    /// Prefetches the first kilobyte of a coroutine's stack while another coroutine runs: with a
+    /// thousand coroutines, the cache has evicted that memory since the coroutine last ran.
     #[inline]
     pub(super) fn prefetch(&self, block: &'static ControlBlock) {
         #[cfg(target_arch = "x86_64")]
@@ -143,8 +143,8 @@ impl Scheduler {
         }
     }
 
-    /// Suspends like `suspend_for`, for waits that can fail: a destructor on the coroutine's own
-    /// unwinding stack gets the error.
+    /// Suspends like `suspend_for`, for waits that can fail: returns the error in a destructor on
+    /// the coroutine's own unwinding stack.
     ///
     /// # Control
     ///
@@ -156,9 +156,8 @@ impl Scheduler {
     }
 
     /// Suspends the running coroutine. Returns false immediately if any stack of this thread is
-    /// unwinding: I/O is then waited for in place. That holds also if the unwinding stack lies
-    /// below, so that a coroutine that panics above it, and does I/O in a destructor, is not
-    /// suspended.
+    /// unwinding: I/O is then waited for in place. This includes a stack below that unwinds, so
+    /// that a coroutine that panics above it, and does I/O in a destructor, is not suspended.
     ///
     /// The whole path from the public functions to the switch is inlined: the processor predicts
     /// returns from the most recent calls, so each frame that is left on another stack costs a
@@ -192,8 +191,8 @@ impl Scheduler {
         local.wait_reason.set(reason);
         local.suspended_at.set(Location::caller());
         local.since.set(self.clock.ms());
-        // Last, for a thread that stops this one: a suspended coroutine has recorded what it waits
-        // for.
+        // Last, for an inspector that stops this thread: a suspended coroutine has recorded what it
+        // waits for.
         compiler_fence(Ordering::SeqCst);
         local.state.set(State::Suspended);
         if local.woken.take() {

@@ -23,8 +23,8 @@ impl Scheduler {
         self.frames().for_each(|frame| while frame.deferred.pop().is_some() {});
     }
 
-    /// Makes handles stale, and reports the coroutines, where they cannot be unwound. They must not
-    /// be reached from a later context of this thread.
+    /// Makes handles stale, and reports the coroutines, where these cannot be unwound. A later
+    /// context of this thread must not reach them.
     pub(crate) fn leak(&self) {
         let left: Vec<_> = self.live_in_any_order().collect();
         let (coroutines, them) = plural(left.len());
@@ -45,8 +45,8 @@ impl Scheduler {
             self.report_unwound(&left);
         }
         for block in left {
-            // Destructors may have scheduled it: a block on a run list must not be unwound and put
-            // on the free list.
+            // Destructors may have scheduled the coroutine: a block on a run list must not be
+            // unwound and put on the free list.
             while self.taken.pop().is_some() || self.ready.pop().is_some() {}
             // A destructor may fork: the remaining coroutines are the parent's.
             if in_child() {
@@ -118,8 +118,8 @@ impl Scheduler {
         ended.unwrap_or_else(Some)
     }
 
-    /// Removes a scheduled coroutine from its list. While the context ends it may be on none: they
-    /// were emptied.
+    /// Removes a scheduled coroutine from its list. While the context ends, it may be on no list,
+    /// since the lists were emptied.
     fn unlist(&self, block: &'static ControlBlock) {
         let deferred = self.frames().map(|frame| &frame.deferred);
         let found = [&self.ready, &self.taken].into_iter().chain(deferred).any(|list| list.remove(block));

@@ -29,18 +29,18 @@ impl Default for Unwinding {
 }
 
 impl Scheduler {
-    /// Returns whether the running coroutine can be suspended here. It cannot outside a coroutine,
-    /// nor while its stack unwinds: the panic state belongs to the thread, and another coroutine
-    /// would see it.
+    /// Returns whether the running coroutine can be suspended here. False outside a coroutine, and
+    /// while the coroutine's stack unwinds: the panic state belongs to the thread, and another
+    /// coroutine would see it.
     #[inline]
     pub(crate) fn can_suspend(&self) -> bool {
         self.running().is_some_and(|block| !self.local(block).unwinding.get() && !self.is_panicking())
     }
 
-    /// Returns whether a panic unwinds a stack other than one that was unwinding below already
+    /// Returns whether a panic unwinds a stack, apart from a stack below that was unwinding already
     /// (`Unwinding::beneath`). The standard library counts panics per thread and shows only whether
-    /// the count is 0, so while a stack below unwinds, a panic of the running coroutine itself goes
-    /// unnoticed.
+    /// the count is 0. So while a stack below unwinds, this does not detect a panic of the running
+    /// coroutine itself.
     #[inline]
     pub(super) fn is_panicking(&self) -> bool {
         thread::panicking() && !self.unwinding.beneath.get()
@@ -61,7 +61,7 @@ impl Scheduler {
         f()
     }
 
-    /// Suspends the running coroutine if what unwinds is a stack beneath; else refuses to.
+    /// Suspends the running coroutine if only a stack below its own unwinds; otherwise refuses.
     #[cold]
     #[track_caller]
     pub(super) fn suspend_above_unwinding(&self, reason: WaitReason) {
@@ -73,8 +73,8 @@ impl Scheduler {
         self.leave_stack(block, reason);
     }
 
-    /// Suspends as `suspend_above_unwinding`; but a destructor on the coroutine's own unwinding stack
-    /// gets the error, since its wait has one.
+    /// Suspends as `suspend_above_unwinding`, for waits that can fail: returns the error in a
+    /// destructor on the coroutine's own unwinding stack.
     #[cold]
     #[track_caller]
     pub(super) fn suspend_or_fail(&self, reason: WaitReason) -> Result<(), Cancelled> {
@@ -86,8 +86,8 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Returns another coroutine that was suspended above an unwinding stack: it may have panicked
-    /// unnoticed, and the thread's panic state may be its own.
+    /// Returns another coroutine that was suspended above an unwinding stack. A panic of that
+    /// coroutine may be undetected, and the thread's panic state may be due to that panic.
     fn hidden_unwinding(&self, local: &LocalState) -> Option<BlockRef> {
         self.unwinding.suspended_above.get().filter(|other| other.is_live() && !ptr::eq(self.local(other.block), local))
     }

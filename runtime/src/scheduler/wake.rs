@@ -88,7 +88,8 @@ impl Scheduler {
                 self.local(block).state.set(State::Scheduled);
                 frame.deferred.push(block);
             }
-            // A destructor woke it while this thread unwinds: it could not be suspended here.
+            // Woken by a destructor while this thread unwinds: the coroutine, if entered here,
+            // could not be suspended.
             _ if thread::panicking() => self.make_ready(block, Location::caller()),
             _ => self.enter(block),
         }

@@ -10,9 +10,10 @@
 //   there is no room. So one wait queue serves both, and no later arrival can take a message or a
 //   place meant for a waiter.
 //
-// A sender's node carries a message, a receiver's carries none; a grant reverses that. A grant
-// that did not means that the other side is gone. A receiver that unwinds after its grant returns
-// the message to the front; until it is received, there may be more messages than the capacity.
+// A queued sender's node has a message, a queued receiver's has none. A grant takes the sender's
+// message, or gives the receiver one; a node that is unchanged after its grant means that the other
+// side is gone. A receiver that unwinds after its grant puts the message back at the front; until
+// that message is received, there may be more messages than the capacity.
 
 mod error;
 
@@ -156,7 +157,7 @@ impl<T> Channel<T> {
     /// Handles a waiter that leaves.
     fn gone(&self, gone: Abandoned<'_, Option<T>, Inside<T>>) {
         match gone {
-            // Waiters behind it wait for more than its place.
+            // The waiters behind it still have to wait.
             Abandoned::Left(_) => {}
             // A sender whose message was taken, or a receiver that found the channel closed.
             Abandoned::Granted(None) => {}
@@ -191,8 +192,8 @@ impl<T> Sender<T> {
     /// # Errors
     ///
     /// No receiver is left; or the wait was cut short, because the coroutine was cancelled or an
-    /// enclosing timeout expired. Both errors return the message. If there is room, it is sent even
-    /// so.
+    /// enclosing timeout expired. Both errors return the message. If there is room, a cancelled
+    /// coroutine sends the message nevertheless.
     ///
     /// # Panics
     ///
@@ -219,7 +220,7 @@ impl<T> Sender<T> {
         }
     }
 
-    /// Sends a message if there is room, or a waiting receiver. Callable outside a coroutine. A
+    /// Sends a message if there is room or a receiver waits. Callable outside a coroutine. A
     /// receiver that waited runs when the running coroutine yields, or else in its loop's next
     /// iteration.
     ///
@@ -247,7 +248,7 @@ impl<T> Drop for Sender<T> {
         let mut locked = self.channel.queue.lock();
         locked.state().senders -= 1;
         if locked.state().senders == 0 {
-            // *one kind waits*, and it is not senders: their handles are gone.
+            // *one kind waits*: the waiters are receivers, since no sender is left.
             self.channel.queue.grant_all(locked, |locked| locked.grant_first());
         }
     }
@@ -271,7 +272,8 @@ impl<T> Receiver<T> {
     /// # Errors
     ///
     /// No sender is left, and no message; or the wait was cut short, because the coroutine was
-    /// cancelled or an enclosing timeout expired. If there is a message, it is received even so.
+    /// cancelled or an enclosing timeout expired. If there is a message, a cancelled coroutine
+    /// receives it nevertheless.
     ///
     /// # Panics
     ///
@@ -351,7 +353,7 @@ impl<T> Drop for Receiver<T> {
         if locked.state().receivers == 0 {
             // Dropped after the lock is released.
             let _unread = std::mem::take(&mut locked.state().messages);
-            // *one kind waits*, and it is not receivers: their handles are gone.
+            // *one kind waits*: the waiters are senders, since no receiver is left.
             self.channel.queue.grant_all(locked, |locked| locked.grant_first());
         }
     }

@@ -136,7 +136,7 @@ impl<T: ?Sized> CoMutex<T> {
     ///
     /// # Errors
     ///
-    /// [`Cancelled`]. A free lock is taken even so.
+    /// [`Cancelled`]. A lock that is free is acquired nevertheless.
     ///
     /// # Panics
     ///
@@ -175,7 +175,7 @@ impl<T: ?Sized> CoMutex<T> {
     #[cold]
     #[track_caller]
     fn wait(&self, cancellable: bool) -> Result<(), Cancelled> {
-        // Before locking the queue: a panic runs a foreign hook.
+        // Checked before the queue is locked: a panic calls the panic hook, which is foreign code.
         self.owner.panic_if_self("CoMutex");
         let locked = self.queue.lock();
         loop {
@@ -186,8 +186,8 @@ impl<T: ?Sized> CoMutex<T> {
             if taken.is_ok() {
                 return Ok(());
             }
-            // Relaxed: the unlock that fails because of this takes the queue's lock, and sees
-            // everything done under it.
+            // Relaxed: this bit makes the fast unlock fail. That unlock then takes the queue's
+            // lock, and sees everything done under it.
             match self.state.compare_exchange(HELD, HELD_WITH_LINE, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) | Err(HELD_WITH_LINE) => break,
                 Err(_) => {}

@@ -1,7 +1,7 @@
 //! A reader-writer lock for coroutines (rule S3).
 //!
-//! One word decides while there are no waiters: the number of readers, or one writer. Its line bit
-//! says that there are waiters:
+//! Without waiters, one word is the whole state: the number of readers, or one writer. The word's
+//! line bit shows that there are waiters:
 //!
 //! - *the line bit*: it is changed only under the wait queue's lock, and while that is free it is
 //!   set exactly if the queue is not empty. While it is set, access is obtained only by a grant,
@@ -9,11 +9,11 @@
 //!   cannot starve a writer. Shares are released at any time, with one operation on the word.
 //!
 //! No waiter is lost. A queued waiter set the bit, or saw it set, in a state that excluded it, so a
-//! later release of a share observes the bit. The release that observes it and leaves neither
+//! later release of a share observes the bit. A release that observes the bit and leaves neither
 //! reader nor writer then takes the queue's lock, and admits waiters from the head: one writer, or
 //! readers up to the next writer. A downgrade does likewise, since it leaves only readers. So does
-//! a waiter that leaves the queue without its grant, for it may have been the only obstacle for
-//! those behind it. Two threads may be about to do this; each reads the word anew.
+//! a waiter that leaves the queue without its grant, since it may have been the only obstacle for
+//! the waiters behind it. Two threads may do this at the same time; each reads the word again.
 //!
 //! Each change of the word is a read-modify-write. So an acquire that finds it free synchronizes
 //! with every earlier holder, not only the last: each holder's release heads a release sequence
@@ -95,7 +95,7 @@ impl Share {
 /// });
 /// ```
 ///
-/// Read access becomes write access, and the reverse:
+/// Converts read access to write access, and back:
 ///
 /// ```
 /// use coralio::context::AioContext;
@@ -177,7 +177,7 @@ impl<T: ?Sized> CoRwLock<T> {
     ///
     /// # Errors
     ///
-    /// [`Cancelled`]. A free lock is taken even so.
+    /// [`Cancelled`]. A lock that is free is acquired nevertheless.
     ///
     /// # Panics
     ///
@@ -225,7 +225,7 @@ impl<T: ?Sized> CoRwLock<T> {
     ///
     /// # Errors
     ///
-    /// [`Cancelled`]. A free lock is taken even so.
+    /// [`Cancelled`]. A lock that is free is acquired nevertheless.
     ///
     /// # Panics
     ///
@@ -315,7 +315,7 @@ impl<T: ?Sized> CoRwLock<T> {
     /// must join.
     #[track_caller]
     fn line_up(&self, share: Share) -> Option<Locked<'_, Share>> {
-        // Before locking the queue: a panic runs a foreign hook.
+        // Checked before the queue is locked: a panic calls the panic hook, which is foreign code.
         self.owner.panic_if_self("CoRwLock");
         let locked = self.queue.lock();
         let mut now = self.state.load(Ordering::Relaxed);
@@ -374,8 +374,7 @@ impl<T: ?Sized> CoRwLock<T> {
     /// Acquires a share for the first waiter, under the queue's lock.
     fn add_in_line(&self, share: Share) -> bool {
         let mut now = self.state.load(Ordering::Relaxed);
-        // If it does not fit, a share is released after this read, by an operation that observes
-        // the line bit.
+        // If the share does not fit, a later operation releases one, and observes the line bit.
         while let Some(next) = share.added_to(now) {
             // Acquire pairs with the releases in `give_up` and `downgrade`; the grant passes the
             // synchronization on.

@@ -111,8 +111,8 @@ impl<P: Default, S> WaitQueue<P, S> {
         granted.unwrap_or_else(|_| unreachable!("only a cancelled wait ends early"))
     }
 
-    /// Waits like `wait`, but ends early, without the grant, if the coroutine is cancelled: the
-    /// error is the payload.
+    /// Waits like `wait`, but ends early, without the grant, if the coroutine is cancelled. The
+    /// error has the node's payload.
     ///
     /// # Control
     ///
@@ -130,7 +130,7 @@ impl<P: Default, S> WaitQueue<P, S> {
     }
 
     /// Waits like `wait`, but ends early, without the grant, once `cancelled` returns true after a
-    /// wake, and in a destructor on the coroutine's own unwinding stack: the error is the payload.
+    /// wake, or in a destructor on the coroutine's own unwinding stack. The error has the payload.
     ///
     /// # Control
     ///
@@ -148,7 +148,7 @@ impl<P: Default, S> WaitQueue<P, S> {
         self.wait_while_queued(cancelled, true, locked, payload, reason, before_sleep, gone)
     }
 
-    /// Waits as `wait_unless`, if the wait `can_fail`, or as `wait`.
+    /// Waits like `wait_unless` if `can_fail`, otherwise like `wait`.
     #[track_caller]
     #[expect(clippy::too_many_arguments, reason = "one more than the two functions that call it")]
     fn wait_while_queued(
@@ -322,8 +322,8 @@ impl<P, S> Locked<'_, P, S> {
         let node = unsafe { self.inside().head.as_ref() }?;
         self.remove(node);
         let waker = node.waker.take();
-        // Release pairs with the acquires in `wait_unless` and `leave`. From here on the node
-        // belongs to its owner.
+        // Release pairs with the acquires in `wait_unless` and `leave`. After the
+        // store the node belongs to its owner.
         node.granted.store(true, Ordering::Release);
         waker
     }

@@ -97,8 +97,8 @@ impl<T> Sender<T> {
     ///
     /// # Errors
     ///
-    /// Returns the value if no receiver is left; then the channel keeps its value. See also
-    /// [`send_replace`](Self::send_replace).
+    /// No receiver is left. The error returns `value`, and the channel keeps its old value. See
+    /// also [`send_replace`](Self::send_replace).
     #[track_caller]
     pub fn send(&self, value: T) -> Result<(), T> {
         if self.is_closed() {
@@ -147,8 +147,8 @@ impl<T> Sender<T> {
     ///
     /// # Errors
     ///
-    /// [`Cancelled`], if there is one and the coroutine was cancelled or an enclosing timeout
-    /// expired.
+    /// [`Cancelled`], if there is a receiver and the coroutine was cancelled or an enclosing
+    /// timeout expired.
     ///
     /// # Panics
     ///
@@ -229,11 +229,11 @@ impl<T> Receiver<T> {
         Arc::clone(&state.value)
     }
 
-    /// Returns whether the value has not been seen.
+    /// Returns whether there is a value that this receiver has not seen.
     ///
     /// # Errors
     ///
-    /// The value was seen, and no sender is left.
+    /// This receiver has seen the value, and no sender is left.
     pub fn has_changed(&self) -> Result<bool, RecvError> {
         let state = self.channel.state.lock();
         match state.version != self.seen {
@@ -248,8 +248,8 @@ impl<T> Receiver<T> {
     ///
     /// # Errors
     ///
-    /// The value was seen, and no sender is left; or the coroutine was cancelled, or an enclosing
-    /// timeout expired: then the next call returns the change.
+    /// This receiver has seen the value, and no sender is left; or the coroutine was cancelled, or
+    /// an enclosing timeout expired: a change is then returned by the next call.
     ///
     /// # Panics
     ///

@@ -70,8 +70,8 @@ impl VirtualClock {
         Duration::from_nanos(self.ns.load(Ordering::Relaxed))
     }
 
-    /// Advances the clock by `time`. It counts nanoseconds, and saturates after 584 years: a sleep or
-    /// timeout beyond that never ends.
+    /// Advances the clock by `time`. The clock counts nanoseconds, and saturates after 584 years: a
+    /// sleep or timeout beyond that never ends.
     ///
     /// Does not wake any loop, nor need it: a loop that sleeps in real time has no timer, or I/O
     /// that takes real time.
@@ -86,7 +86,7 @@ impl VirtualClock {
         self.ns.fetch_max(nanos(then.saturating_duration_since(self.base)), Ordering::Relaxed);
     }
 
-    /// Returns whether `then` is within the clock's range. Otherwise it never comes.
+    /// Returns whether `then` is within the clock's range; the clock never reaches other times.
     fn reaches(&self, then: Instant) -> bool {
         then.saturating_duration_since(self.base).as_nanos() <= u128::from(u64::MAX)
     }
@@ -122,13 +122,13 @@ impl Clock {
         }
     }
 
-    /// Returns the time in milliseconds, modulo 2^32, from a start of its own. Up to
-    /// [`COARSE_STEP`] late, for a fifth of the price of `now`.
+    /// Returns the time in milliseconds, modulo 2^32, since an unspecified start. The time may be
+    /// up to [`COARSE_STEP`] old; the call costs a fifth of a call of `now`.
     pub(crate) fn coarse_ms(&self) -> u32 {
         match self {
             Clock::Real => {
                 let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-                // Not by rustix, whose first look for the vDSO crashes under valgrind 3.19.
+                // Not by rustix: its search for the vDSO crashes under valgrind 3.19.
                 // SAFETY: `time` is valid, and each supported kernel has this clock.
                 unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut time) };
                 (time.tv_sec as u32).wrapping_mul(1000).wrapping_add(time.tv_nsec as u32 / 1_000_000)
@@ -150,7 +150,7 @@ impl Clock {
         matches!(self, Clock::Virtual(_))
     }
 
-    /// Returns the time left until `until`; `None` if that never comes.
+    /// Returns the time left until `until`; `None` if the clock never reaches it.
     fn left(&self, until: Option<Instant>) -> Option<Duration> {
         let comes = |until: &Instant| !matches!(self, Clock::Virtual(clock) if !clock.reaches(*until));
         Some(until.filter(comes)?.saturating_duration_since(self.now()))
@@ -189,8 +189,8 @@ impl Clock {
         let Clock::Virtual(clock) = self else { return sleep(timeout) };
         let (before, began) = (clock.elapsed(), Instant::now());
         let slept = sleep(timeout)?;
-        // The engine did not advance the clock, so it sleeps in real time; if the timeout has
-        // elapsed there, it has in virtual time too.
+        // The engine did not advance the clock, so it sleeps in real time. If the timeout has
+        // elapsed in real time, it counts as elapsed in virtual time too.
         if let (Some(until), Some(timeout)) = (until, timeout) {
             if clock.elapsed() == before && began.elapsed() >= timeout && !is_ready() {
                 clock.advance_to(until);

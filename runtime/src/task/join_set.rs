@@ -38,7 +38,7 @@ use crate::task::{Coroutine, CoroutineBuilder, JoinHandle};
 /// });
 /// ```
 ///
-/// Named coroutines, and three ends: to be polled, cancelled, or left alone:
+/// Coroutines with names, which are polled, cancelled and detached:
 ///
 /// ```
 /// use coralio::{sleep, yield_now};
@@ -165,7 +165,7 @@ impl<T: 'static> JoinSet<T> {
         }
     }
 
-    /// Waits until a coroutine has ended: not necessarily one that is still in the set.
+    /// Waits until a coroutine has ended, even one that is no longer in the set.
     #[track_caller]
     fn wait(&self) -> Result<(), Cancelled> {
         let scheduler = Scheduler::expect("joining a coroutine");

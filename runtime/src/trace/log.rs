@@ -41,7 +41,7 @@ struct Log {
     contexts: AtomicU32,
     ring: Mutex<Ring>,
     capacity: usize,
-    /// Whether events store the addresses on the stack.
+    /// Whether events store the return addresses on the stack.
     with_source: AtomicBool,
     /// The system's time at which the log was created.
     created: Instant,
@@ -53,7 +53,7 @@ struct Ring {
     lost: u64,
     /// The names of named coroutines; at most as many as there are events.
     names: VecDeque<(Id, String)>,
-    /// The addresses on the stack, of the events that have them, by the events' numbers.
+    /// The return addresses on the stack, by the number of the event; not every event has them.
     addresses: VecDeque<(u64, Box<[usize]>)>,
 }
 
@@ -89,13 +89,13 @@ impl Trace {
         Trace { log: Arc::new(log) }
     }
 
-    /// Lets each event from now on record the lines of the program that led to it:
+    /// Makes each later event record the lines of the program that led to it:
     /// [`Record::calls`](super::Record::calls). The [page](Recording::html) then shows the
     /// program's source beside the lanes.
     ///
     /// Off by default: each event walks the stack, which takes microseconds, some KiB of the
-    /// current stack, and up to 512 bytes of memory. Lines are known as far as the program was
-    /// built with line tables, as in debug builds.
+    /// current stack, and up to 512 bytes of memory. Lines are known only of code that
+    /// was built with line tables, as in debug builds.
     ///
     /// ```
     /// use coralio::context::AioContext;
@@ -145,7 +145,7 @@ impl Trace {
         (ring.lost..).zip(&ring.events).for_each(|(number, raw)| reader.read(number, raw));
         let addresses = ring.addresses.clone();
         let (lost, threads, mut recording) = (ring.lost, reader.threads.len(), reader.recording);
-        // Resolving takes its time: the contexts continue meanwhile.
+        // Resolving is slow, so it takes place after the ring is unlocked: contexts continue.
         drop(ring);
         let mut resolver = Resolver::default();
         for (number, addresses) in addresses {
@@ -171,7 +171,7 @@ pub struct Tracer {
 }
 
 impl Tracer {
-    /// Returns whether events have their lines: see [`Trace::with_source`].
+    /// Returns whether events record lines: see [`Trace::with_source`].
     pub(crate) fn has_source(&self) -> bool {
         self.log.with_source.load(Ordering::Relaxed)
     }
@@ -238,7 +238,7 @@ impl Tracer {
 
     #[cold]
     pub(crate) fn end(&self, id: Id) {
-        // Its stack is empty by now.
+        // No lines: the coroutine's stack is empty by now.
         self.push_with(Event::End(UNNUMBERED), id, None, None, None);
     }
 

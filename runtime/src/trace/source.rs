@@ -1,6 +1,6 @@
 //! The lines of the program's own code that led to an event.
 //!
-//! An event stores addresses only. They are resolved when the log is read, each of them once.
+//! An event stores addresses only. When the log is read, each address is resolved once.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -19,7 +19,7 @@ pub struct SourceLine {
 
 /// The number of return addresses that are stored.
 const MOST: usize = 64;
-/// The crates whose code is not the program's own, besides downloaded crates.
+/// Crates whose code is not the program's own. Downloaded crates are recognised by their paths.
 const LIBRARIES: [&str; 5] = ["coralio", "coralio_runtime", "std", "core", "alloc"];
 /// Part of the name of the function that calls a coroutine's own function.
 const BASE: &str = "__rust_begin_short_backtrace";
@@ -38,14 +38,14 @@ pub(crate) fn addresses() -> Box<[usize]> {
 enum Code {
     Own(SourceLine),
     Library,
-    /// What follows has entered the coroutine, and is on another stack.
+    /// The base of a coroutine's stack: later addresses belong to the code that entered it.
     Base,
 }
 
 /// Resolves addresses.
 #[derive(Default)]
 pub(super) struct Resolver {
-    /// An address belongs to several functions if the compiler has inlined some, innermost first.
+    /// The functions of each address, innermost first: several if the compiler has inlined some.
     known: HashMap<usize, Vec<Code>>,
     files: HashMap<PathBuf, Arc<Path>>,
 }

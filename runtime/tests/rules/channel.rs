@@ -308,7 +308,8 @@ fn unwinding_sender_drops_its_message() {
     assert_eq!(log.take(), "waiting");
     drop(receiver.try_recv().unwrap());
     assert!(receiver.try_recv().is_err());
-    // A sender that was told of the last receiver's end, and was unwound before it could return.
+    // A sender whose wait ended since the last receiver is gone, and which was unwound before it
+    // could return.
     AioContext::run(|ctx| {
         sender.try_send(log.on_drop("second")).unwrap();
         let (theirs, log) = (Arc::clone(&sender), log.clone());

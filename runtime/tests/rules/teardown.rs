@@ -52,7 +52,7 @@ fn panicking_destructor_does_not_stop_other_destructors() {
 #[test]
 fn callbacks_of_one_kind_all_panic_when_dropped() {
     // C9: all bottom halves, timers, poll handlers and watches of a context panic when the context
-    // drops them: each is dropped, and the first panic goes on
+    // drops them: each is dropped, and the first panic propagates
     struct Bomb(Log, &'static str);
     impl Drop for Bomb {
         fn drop(&mut self) {

@@ -108,8 +108,8 @@ fn coroutine_entered_during_unwinding_continues_later() {
 #[test]
 fn io_above_an_unwinding_stack_is_waited_for_in_place() {
     // C8, C9: a coroutine that runs above an unwinding stack panics, and does I/O in a destructor:
-    // the coroutine is not suspended in the midst of the unwinding, so that the thread does not go
-    // on with a panic that is not over
+    // the coroutine is not suspended during the unwinding, so that the thread does not continue
+    // with a panic that has not ended
     struct DoesIo(AioContext, Rc<Cell<bool>>);
     impl Drop for DoesIo {
         fn drop(&mut self) {

@@ -1,8 +1,8 @@
 //! The simulated file system: files by name, durable and not yet durable names, and open
 //! descriptors.
 //!
-//! Descriptors are numbers of this file system, above those that a process can have, and are never
-//! reused. So a stray one refers to no real file.
+//! Descriptors are numbers of this file system, above all descriptors that a process can have, and
+//! are never reused. So a stale number refers to no file, neither real nor simulated.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,13 +16,13 @@ use super::tape::Tape;
 mod calls;
 mod tree;
 
-/// Stands for a directory where names lead to the numbers of files.
+/// Stands for a directory in the map from names to numbers of files.
 const FOLDER: usize = usize::MAX;
 
 /// The largest length of a file, in bytes.
 pub(super) const MAX_LEN: u64 = i64::MAX as u64;
 
-/// Above any descriptor of a process.
+/// The first descriptor: above any descriptor of a process.
 const FIRST: RawFd = 1 << 30;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,7 +86,7 @@ pub(crate) struct FileSystem {
     first_names: Vec<PathBuf>,
     names: BTreeMap<PathBuf, usize>,
     durable: BTreeMap<PathBuf, usize>,
-    /// In order.
+    /// Changes of names that are not durable yet, in order.
     changes: Vec<Change>,
     open: BTreeMap<RawFd, Open>,
     next: RawFd,
@@ -138,13 +138,13 @@ impl FileSystem {
         self.at
     }
 
-    /// Returns the disk's time of a new change.
+    /// Counts a change, and returns its time on the disk's own clock.
     pub(crate) fn tick(&mut self) -> u64 {
         self.at += 1;
         self.at
     }
 
-    /// Returns a number for the name of a temporary file, never returned before.
+    /// Returns a number for the name of a temporary file, different at each call.
     pub(crate) fn next_temporary(&mut self) -> u64 {
         self.temporaries += 1;
         self.temporaries
@@ -288,7 +288,7 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Makes the directory's names durable, and all earlier changes, like a journal.
+    /// Makes the directory's names durable, and all earlier changes of names, as a journal does.
     pub(crate) fn sync_folder(&mut self, folder: &Path) -> io::Result<()> {
         tree::check_name(folder)?;
         let folder = plain(folder);

@@ -394,7 +394,7 @@ impl Machine {
     pub(crate) fn peek(&mut self) -> Option<Completion> {
         if self.ring.is_empty() {
             self.looks += 1;
-            // Equality, so that this panics only once: destructors run by the unwinding may poll too.
+            // Panics only once: destructors that run during the unwinding may poll too.
             assert!(self.looks != MAX_LOOKS, "the loop polled an empty ring {MAX_LOOKS} times without sleeping");
             self.advance(self.now() + EMPTY_POLL_TIME);
         }

@@ -1,5 +1,6 @@
-//! Other runtimes at the same work: the opponents of `iobench --versus monoio` and others, and TCP
-//! echo servers. A workspace of its own, so that no other build compiles these.
+//! Other runtimes at the same work, for comparison: readers for `iobench --versus monoio` and
+//! others, and TCP echo servers. This is a workspace of its own, so that no other build compiles
+//! them.
 //!
 //! ```text
 //! cd examples/iobench/peers && cargo build --release

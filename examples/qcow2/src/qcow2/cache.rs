@@ -8,7 +8,7 @@
 //!
 //! Only clean slices are evicted, so the disk has the latest version of any slice that is not
 //! cached: reading a slice again never returns stale data. When too many slices are dirty, the
-//! request that made them dirty flushes; until then the bound is exceeded.
+//! request that made them dirty flushes at its end; until then the cache exceeds its bound.
 
 use std::cell::{Cell, RefCell};
 use std::io;

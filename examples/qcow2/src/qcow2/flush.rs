@@ -42,8 +42,9 @@ struct GivenUp {
 #[derive(Default)]
 pub(crate) struct Flushes {
     one_at_a_time: CoMutex<()>,
-    /// The number of flushes begun, and the number of the last successful one.
+    /// The number of flushes begun.
     begun: Cell<u64>,
+    /// The number of the last successful flush.
     ended: Cell<u64>,
     /// Ranges to which the tables on disk may still refer.
     given_up: RefCell<Vec<GivenUp>>,

@@ -60,7 +60,8 @@ pub(crate) struct Host {
     pub(crate) own: bool,
 }
 
-/// The location of a compressed cluster. The data may be shorter: the length is in units of 512.
+/// The location of a compressed cluster. The data may be shorter than `len`: entries store the
+/// length in units of 512 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Packed {
     pub(crate) offset: u64,

@@ -79,8 +79,8 @@ pub fn assert_clean(folder: &Scratch, file: &str) {
     assert!(text.contains("No errors were found"), "{text}");
 }
 
-/// Returns the binary logarithms of all cluster sizes. Without optimization, only the ends, the
-/// default, and the two between which a table no longer fits into one slice.
+/// Returns the binary logarithms of all cluster sizes. In a debug build, returns only the smallest,
+/// the largest, the default, and the two sizes between which a table stops fitting into one slice.
 pub fn cluster_bits() -> impl Iterator<Item = u32> + Clone {
     (9..=21).filter(|bits| !cfg!(debug_assertions) || [9, 12, 13, 16, 21].contains(bits))
 }

@@ -1,7 +1,7 @@
-//! *Edges are counted*: a descriptor is registered once, edge-triggered: epoll reports a change, not a
-//! lasting condition, so no edge may be lost. A reader that finds nothing waits until the count
-//! differs from the value noted before its system call, so an edge in between ends the wait. A
-//! superfluous wake-up costs one call that would block.
+//! *Edges are counted*: a descriptor is registered once, edge-triggered. Epoll reports each change
+//! once, not a lasting condition, so no edge may be lost. A reader that finds nothing waits until
+//! the count differs from the value noted before its system call, so an edge in between ends the
+//! wait. A superfluous wake-up costs one call that would block.
 
 use std::cell::Cell;
 use std::io;
@@ -17,13 +17,13 @@ use crate::sync::wait_queue::WaitQueue;
 pub(super) struct Edges {
     pub(super) waiters: WaitQueue,
     count: AtomicU64,
-    /// A short read does not show that the stream is drained: the peer has closed one or both
-    /// directions, so that the last edge may have come already; or it has sent urgent data, at which
-    /// a read stops.
+    /// Whether a short read does not show that the stream is drained: the peer has closed one or
+    /// both directions, so that the last edge may have been reported already; or the peer has sent
+    /// urgent data, at which a read stops.
     short_reads_show_nothing: AtomicBool,
 }
 
-/// Both directions. Shared with the handler, which another thread's poll may call.
+/// The edges of both directions. Shared with the handler, which another thread's poll may call.
 #[derive(Default)]
 pub(super) struct BothEdges {
     pub(super) read: Edges,
@@ -47,13 +47,13 @@ impl BothEdges {
 impl Edges {
     fn report(&self, short_reads_show_nothing: bool) {
         if short_reads_show_nothing {
-            // Relaxed: the count, below, publishes it.
+            // Relaxed: the store of the count, below, publishes the flag.
             self.short_reads_show_nothing.store(true, Ordering::Relaxed);
         }
-        // Release pairs with the acquire in `count`. Reports are made under the context's lock, so
-        // the count is not changed meanwhile.
+        // Release pairs with the acquire in `count`. The context's lock is held during a report, so
+        // no other thread changes the count.
         self.count.store(self.count.load(Ordering::Relaxed) + 1, Ordering::Release);
-        // A waiter compares the count under the queue's lock: it sees this edge, or is granted here.
+        // A waiter compares the count under the queue's lock: it sees this edge, or is woken here.
         self.waiters.grant_all(self.waiters.lock(), |queue| queue.grant_first());
     }
 
@@ -64,7 +64,8 @@ impl Edges {
     }
 
     pub(super) fn short_reads_show_nothing(&self) -> bool {
-        // Relaxed: an edge that sets it after the read has a number that the reader does not know.
+        // Relaxed: if a later edge sets the flag, the count differs from the one noted by the
+        // reader.
         self.short_reads_show_nothing.load(Ordering::Relaxed)
     }
 }
@@ -73,7 +74,7 @@ impl Edges {
 pub(super) struct Direction<'a> {
     pub(super) edges: &'a Edges,
     pub(super) exhausted_at: &'a Cell<u64>,
-    /// The socket option that limits its waits.
+    /// The socket option that limits the waits of this direction.
     pub(super) option: Timeout,
 }
 

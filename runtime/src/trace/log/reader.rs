@@ -1,4 +1,4 @@
-//! Reads the log: makes a recording of the events as they were written.
+//! Reads the log: turns the events as they were written into a recording.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -31,8 +31,8 @@ impl Reader<'_> {
         })
     }
 
-    /// Returns the time of an event. A virtual clock starts at 0: the times of a context with a new
-    /// one continue those of the events before it.
+    /// Returns the time of an event. A virtual clock starts at 0, so the times of a context with a
+    /// new virtual clock are shifted to continue the times of the events before.
     fn time(&mut self, context: usize, time: u64) -> u64 {
         let last = self.last;
         let shift = *self.shifts.entry(context).or_insert_with(|| last.saturating_sub(time));

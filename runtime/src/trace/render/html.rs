@@ -29,7 +29,7 @@ const SCRIPT: &str = concat!(include_str!("html/code.js"), include_str!("html/pa
 impl Recording {
     /// Renders the recording as a self-contained HTML page. If the events
     /// [have their lines](crate::trace::Trace::with_source), the page contains the source files
-    /// that are found, and shows at each event the lines at which the stacks stand. `#event=31`
+    /// that are found, and shows for each event the current line of each stack. `#event=31`
     /// after the page's address opens it at that event.
     ///
     /// # Control

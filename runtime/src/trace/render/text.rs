@@ -90,7 +90,7 @@ impl Recording {
         }
         let shown = self.shown(options);
         let mut replay = Replay::of(self);
-        // Rows are numbered, not events: with all events shown, the two numbers are the same.
+        // The numbers count rows, not events. If all events are shown, both numbers are the same.
         let mut number = self.lost;
         for (record, shown) in self.records.iter().zip(shown) {
             let actor = columns.actor(&replay, record.thread);
@@ -124,7 +124,7 @@ impl Recording {
         shown
     }
 
-    /// Hides the ends of spans, and submits, reaps and the like in which nothing is shown.
+    /// Hides the ends of spans, and those submits, reaps and other spans in which nothing is shown.
     fn hide_empty(&self, shown: &mut [bool]) {
         // For each thread, its open spans: the record of the beginning, and whether a row inside is
         // shown.

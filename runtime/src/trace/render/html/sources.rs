@@ -1,4 +1,4 @@
-//! The source files that a page shows, and the lines at which the stacks stand.
+//! The source files that a page shows, and each stack's current line.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::trace::event::Recording;
 use crate::trace::source::SourceLine;
 
-/// The size above which a file is left out.
+/// The size above which a file is omitted.
 const LARGEST: usize = 400_000;
 
 /// The stack of a thread, or of a coroutine.
@@ -16,14 +16,14 @@ pub(super) enum Stack {
     Coroutine(usize),
 }
 
-/// Where each stack stands.
+/// The current line of each stack.
 #[derive(Default)]
 pub(super) struct Lines {
-    /// The last line of each stack, as an interned string.
+    /// The current line of each stack, as an interned string.
     last: HashMap<Stack, usize>,
-    /// The lists of lines that occur: for each stack its label, its line and its depth.
+    /// The distinct lists of lines: for each stack its label, its line and its depth.
     lists: HashMap<Vec<[usize; 3]>, usize>,
-    /// The list of each event.
+    /// For each event, the list that applies.
     at: Vec<usize>,
 }
 
@@ -32,7 +32,7 @@ impl Lines {
         self.last.insert(stack, line);
     }
 
-    /// Adds an event, with the stacks that are then in use, each with its label and its depth.
+    /// Adds an event, with the stacks in use at that time, each with its label and its depth.
     pub(super) fn push(&mut self, stacks: impl Iterator<Item = (Stack, usize, usize)>) {
         let list = stacks.filter_map(|(stack, label, depth)| Some([label, *self.last.get(&stack)?, depth])).collect();
         let next = self.lists.len();
@@ -64,8 +64,8 @@ impl Names {
     }
 }
 
-/// Returns a path relative to the folder of the lock file, else of the manifest, that is nearest;
-/// if there is none, the file's name.
+/// Returns a path relative to the folder of the nearest lock file or, without one, of the nearest
+/// manifest; without either, the file's name.
 fn relative(path: &Path) -> String {
     let root = |marker: &str| path.ancestors().skip(1).find(|folder| folder.join(marker).is_file());
     let shown = match root("Cargo.lock").or_else(|| root("Cargo.toml")) {
@@ -76,8 +76,8 @@ fn relative(path: &Path) -> String {
     shown.unwrap_or(path).to_string_lossy().into_owned()
 }
 
-/// Returns the names and the contents of the files whose lines occur, as far as they are on the
-/// disk.
+/// Returns the names and the contents of the files whose lines occur. Omits files that are not on
+/// this disk.
 pub(super) fn files(recording: &Recording) -> Vec<(String, String)> {
     let paths: BTreeSet<_> =
         recording.records.iter().filter_map(|record| record.calls.first()).map(|line| &line.file).collect();
