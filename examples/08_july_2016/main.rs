@@ -5,8 +5,8 @@
 //! was changed to reap as well (lesson 7), to save the detour through the loop. In the field,
 //! programs aborted because a coroutine had entered itself.
 //!
-//! Puzzle: A has submitted a request, and the request is done before submit returns. Which
-//! coroutine does the reap enter?
+//! Puzzle: A submits a request, which is done before submit returns. Who reaps the completion, and
+//! which coroutine does that reap enter?
 //!
 //! Hint: lesson 2.
 //!

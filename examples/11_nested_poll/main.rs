@@ -3,10 +3,10 @@
 //! A coroutine may itself call the loop: a *nested poll*, until some event has occurred. Storage
 //! code does that where it cannot yield, in a destructor for instance. The outer iteration is
 //! suspended in the middle of its work meanwhile, and the nested one must not miss that work.
-//! A running loop counts as no coroutine, even on the stack of A: so its reap runs a woken
+//! A running loop counts as no coroutine (lesson 4), even on the stack of A: its reap runs a woken
 //! coroutine immediately, on top of A. But A stays entered.
 //!
-//! In 2014 a reap took all completions off the ring into a private batch. Programs hung.
+//! In 2014, before lessons 8 to 10, a reap put all completions into a private batch. Programs hung.
 //!
 //! Puzzle: A and B read. Both requests are done when the loop checks the ring. It takes both
 //! completions off the ring, and enters A, which polls until B's read is done. When is that?

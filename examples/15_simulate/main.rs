@@ -84,7 +84,8 @@ pub fn main() {
     try_seeds("A fix that fails: sync twice at the end", &machine, 1000, &[Data, Mark, Sync, Sync]);
 
     // A sync says nothing about the order of the writes before it. So the order needs its own. Here
-    // not a thousand tapes are tried, but every one that a machine without faults can make.
+    // not a thousand tapes are tried, but every one that a machine without faults can make. (One of
+    // them fails for each of the other orders.)
     let test = |sim: &Sim| save_and_crash(sim, &[Data, Sync, Mark, Sync]);
     let small = machine.faults(Faults::none()).latency(Latency::fixed(Duration::from_millis(1)));
     search_act("The fix: a sync between the writes, all tapes", &small, small.explore_all(test), test);
