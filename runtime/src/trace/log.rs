@@ -103,9 +103,11 @@ impl Trace {
     ///
     /// let trace = Trace::new(10_000).with_source();
     /// AioContext::builder().trace(&trace).run_coroutine(|_| coralio::yield_now())?;
-    /// let recording = trace.recording();
-    /// let line = &recording.records.iter().find_map(|record| record.calls.first()).unwrap();
-    /// println!("{}:{}", line.file.display(), line.line);
+    /// for record in &trace.recording().records {
+    ///     for call in &record.calls {
+    ///         println!("{}: {}:{}", record.number, call.file.display(), call.line);
+    ///     }
+    /// }
     /// # Ok::<(), std::io::Error>(())
     /// ```
     #[must_use]
@@ -143,7 +145,7 @@ impl Trace {
         (ring.lost..).zip(&ring.events).for_each(|(number, raw)| reader.read(number, raw));
         let addresses = ring.addresses.clone();
         let (lost, threads, mut recording) = (ring.lost, reader.threads.len(), reader.recording);
-        // Resolving takes its time: the contexts go on meanwhile.
+        // Resolving takes its time: the contexts continue meanwhile.
         drop(ring);
         let mut resolver = Resolver::default();
         for (number, addresses) in addresses {
