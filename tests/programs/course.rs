@@ -220,6 +220,7 @@ const moved = (act) => new Promise((done) => {
 const key = (key) => document.body.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }));
 const told = () => document.querySelector('.told').textContent;
 seen.opened = told();
+seen.acts = [...document.querySelectorAll('.acts a')].map((it) => it.textContent);
 seen.now = document.querySelector('.codepane .now').textContent;
 seen.stack = [...document.querySelectorAll('.tower b')].map((it) => it.textContent);
 seen.said = document.getElementById('live').textContent;
@@ -269,6 +270,11 @@ fn browser_opens_a_link_at_its_step() {
     let Some(seen) = read(page(), &place, 1280, "", KEYS) else { return };
     let text = |key: &str| seen[key].as_str().unwrap_or_else(|| panic!("no {key}: {seen}"));
     assert_eq!(seen["wrong"], json!([]), "{seen}");
+    assert_eq!(
+        seen["acts"],
+        json!(["Act 1", "Act 2", "3. The same with two coroutines and no lock"]),
+        "no title tells"
+    );
     assert!(text("opened").starts_with(&told(at)), "{seen}");
     assert!(text("now").contains("read(&disk, 0);"), "{seen}");
     assert_eq!(seen["stack"], json!(["thread", "A", "Y"]));
