@@ -40,6 +40,6 @@ impl Queue for MyQueue {
 
 impl Drop for MyPlug<'_> {
     fn drop(&mut self) {
-        todo!("count the plug")
+        todo!("the plug no longer counts")
     }
 }
