@@ -244,6 +244,7 @@ key('ArrowRight'); key('h');
 seen.hint = document.querySelector('.result').textContent;
 document.querySelector('.option').focus();
 document.querySelector('.option').click();
+await new Promise((done) => requestAnimationFrame(() => setTimeout(done, 50)));
 seen.wrongly = document.activeElement.className;
 key('2'); key('ArrowRight');
 seen.then = document.activeElement.className;
