@@ -180,9 +180,11 @@ for (const [at, lesson] of course.data('lessons').entries()) await walk(`lesson=
 for (const [at, exhibit] of course.data('museum').exhibits.entries()) await walk(`museum=${at + 1}`, exhibit);
 await open('');
 seen.progress = QUICK || [...document.querySelectorAll('.cards progress')].every((bar) => bar.value === bar.max);
-for (const hash of ['compare=9', 'compare=m8', 'museum', 'levels', 'lesson=99', 'nothing']) {
+for (const hash of ['compare=9', 'compare=m8', 'museum', 'levels', 'read', 'read=pictures', 'read=history', 'read=exercises', 'read=tokio', 'lesson=99', 'nothing']) {
   await open(hash);
   look();
+  const text = document.querySelector('main').textContent;
+  if (hash.startsWith('read') && (text.length < 200 || ['](', '**', '|--'].some((mark) => text.includes(mark)))) wrong.push(`marks in ${hash}`);
 }
 seen.labels = [...document.querySelectorAll('button, a, input, select')].every((it) => it.textContent.trim() || it.ariaLabel || it.labels?.length);
 ";
