@@ -10,6 +10,7 @@
 //!   steps.rs       an act as data: for each step its row of the lanes, the stacks and their lines
 //!   questions.rs   the questions before steps, answered by the runs
 //!   levels/        "you are the kernel": all runs of some programs
+//!   museum.json    a sentence on each exhibit
 //!   page.rs        puts it all into page.html; player.js and others show it
 //! ```
 

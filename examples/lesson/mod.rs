@@ -106,12 +106,8 @@ pub fn search_act(
             let seed = found.seed.map_or(String::new(), |seed| format!("Seed {seed} is the first that fails. "));
             let crash = found.log.lines().find(|line| line.contains("CRASH")).unwrap_or_default().trim_start();
             let about = format!(
-                "{seed}From its log:
-{crash}
-To repeat this run, a test would print:
-\
-                 reproduce: CORALIO_SIM_TAPE='{}' cargo test ..
-",
+                "{seed}From its log:\n{crash}\nTo repeat this run, a test would print:\n\
+                 reproduce: CORALIO_SIM_TAPE='{}' cargo test ..\n",
                 found.tape
             );
             (Some(found.shrunk_message.replace("the run ended with an error: ", "")), about)

@@ -186,9 +186,11 @@ for (const [at, lesson] of course.data('lessons').entries()) await walk(`lesson=
 for (const [at, exhibit] of course.data('museum').exhibits.entries()) await walk(`museum=${at + 1}`, exhibit);
 await open('');
 seen.progress = QUICK || [...document.querySelectorAll('.cards progress')].every((bar) => bar.value === bar.max);
-for (const hash of ['compare=9', 'compare=m8', 'museum', 'levels', 'lesson=99', 'nothing']) {
+for (const hash of ['compare=9', 'compare=m8', 'museum', 'levels', 'read', 'read=pictures', 'read=history', 'read=exercises', 'read=tokio', 'lesson=99', 'nothing']) {
   await open(hash);
   look();
+  const text = document.querySelector('main').textContent;
+  if (hash.startsWith('read') && (text.length < 200 || ['](', '**', '|--'].some((mark) => text.includes(mark)))) wrong.push(`marks in ${hash}`);
 }
 seen.labels = [...document.querySelectorAll('button, a, input, select')].every((it) => it.textContent.trim() || it.ariaLabel || it.labels?.length);
 ";
@@ -226,6 +228,7 @@ const moved = (act) => new Promise((done) => {
 const key = (key) => document.body.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }));
 const told = () => document.querySelector('.told').textContent;
 seen.opened = told();
+seen.acts = [...document.querySelectorAll('.acts a')].map((it) => it.textContent);
 seen.now = document.querySelector('.codepane .now').textContent;
 seen.stack = [...document.querySelectorAll('.tower b')].map((it) => it.textContent);
 seen.said = document.getElementById('live').textContent;
@@ -249,6 +252,7 @@ key('ArrowRight'); key('h');
 seen.hint = document.querySelector('.result').textContent;
 document.querySelector('.option').focus();
 document.querySelector('.option').click();
+await new Promise((done) => requestAnimationFrame(() => setTimeout(done, 50)));
 seen.wrongly = document.activeElement.className;
 key('2'); key('ArrowRight');
 seen.then = document.activeElement.className;
@@ -275,6 +279,11 @@ fn browser_opens_a_link_at_its_step() {
     let Some(seen) = read(page(), &place, 1280, "", KEYS) else { return };
     let text = |key: &str| seen[key].as_str().unwrap_or_else(|| panic!("no {key}: {seen}"));
     assert_eq!(seen["wrong"], json!([]), "{seen}");
+    assert_eq!(
+        seen["acts"],
+        json!(["Act 1", "Act 2", "3. The same with two coroutines and no lock"]),
+        "no title tells"
+    );
     assert!(text("opened").starts_with(&told(at)), "{seen}");
     assert!(text("now").contains("read(&disk, 0);"), "{seen}");
     assert_eq!(seen["stack"], json!(["thread", "A", "Y"]));

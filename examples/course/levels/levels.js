@@ -130,6 +130,8 @@
     const last = decided();
     const all = path.flatMap((node, at) => rowsOf(nodes()[node]).map((number) => ({ number, isNew: at >= last && last > 0 })));
     const isBare = (at) => all[at] && texts[all[at].number].endsWith("\titeration");
+    // Iterations after the end of the program.
+    while (isEnd(here()) && isBare(all.length - 1)) all.pop();
     const rows = [];
     for (let at = 0; at < all.length; at++) {
       rows.push(row(all[at].number, all[at].isNew));
