@@ -14,10 +14,10 @@
   function inline(text) {
     const into = document.createDocumentFragment();
     let from = 0;
-    for (const found of text.matchAll(/\[([^\]]+)\]\(([^)]+)\)|\*\*([^*]+)\*\*/g)) {
-      const [whole, name, target, strong] = found, to = target && place(target);
+    for (const found of text.matchAll(/\[([^\]]+)\]\(([^)]+)\)/g)) {
+      const [whole, name, target] = found, to = place(target);
       into.append(course.words(text.slice(from, found.index)));
-      into.append(strong ? element("b", {}, course.words(strong)) : to ? element("a", { href: lessons.href(to) }, course.words(name)) : course.words(name));
+      into.append(to ? element("a", { href: lessons.href(to) }, course.words(name)) : course.words(name));
       from = found.index + whole.length;
     }
     into.append(course.words(text.slice(from)));
@@ -38,12 +38,10 @@
     const parts = text.split(/(```[^]*?```)/).flatMap((part) => (part.startsWith("```") ? [part] : part.split(/\n{2,}/)));
     for (const part of parts.map((part) => part.replace(/^\n+|\n+$/g, "")).filter(Boolean)) {
       const lines = part.split("\n"), heading = part.match(/^(#+) (.*)/);
-      const items = (mark, tag) => element(tag, {}, ...part.split(mark).filter(Boolean).map((item) => element("li", {}, inline(item))));
       if (part.startsWith("```")) into.append(element("pre", { tabindex: 0 }, lines.slice(1, -1).join("\n")));
       else if (heading) into.append(element(heading[1].length > 1 ? "h2" : "h1", {}, inline(heading[2])));
       else if (part.startsWith("|")) into.append(table(lines));
-      else if (part.startsWith("- ")) into.append(items(/^- /m, "ul"));
-      else if (/^1\. /.test(part)) into.append(items(/^\d+\. /m, "ol"));
+      else if (part.startsWith("- ")) into.append(element("ul", {}, ...part.split(/^- /m).filter(Boolean).map((item) => element("li", {}, inline(item)))));
       else into.append(element("p", {}, inline(part)));
     }
     return into;

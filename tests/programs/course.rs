@@ -190,7 +190,7 @@ for (const hash of ['compare=9', 'compare=m8', 'museum', 'levels', 'read', 'read
   await open(hash);
   look();
   const text = document.querySelector('main').textContent;
-  if (hash.startsWith('read') && (text.length < 200 || ['](', '**', '|--'].some((mark) => text.includes(mark)))) wrong.push(`marks in ${hash}`);
+  if (hash.startsWith('read') && (text.length < 200 || ['](', '|--'].some((mark) => text.includes(mark)))) wrong.push(`marks in ${hash}`);
 }
 seen.labels = [...document.querySelectorAll('button, a, input, select')].every((it) => it.textContent.trim() || it.ariaLabel || it.labels?.length);
 ";
@@ -252,8 +252,7 @@ key('ArrowRight'); key('h');
 seen.hint = document.querySelector('.result').textContent;
 document.querySelector('.option').focus();
 document.querySelector('.option').click();
-await new Promise((done) => requestAnimationFrame(() => setTimeout(done, 50)));
-seen.wrongly = document.activeElement.className;
+seen.wrongly = document.activeElement.disabled ? 'disabled, which loses the focus' : document.activeElement.className;
 key('2'); key('ArrowRight');
 seen.then = document.activeElement.className;
 key('Home');
