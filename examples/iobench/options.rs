@@ -72,8 +72,8 @@ pub struct Options {
     #[arg(long, value_name = "CPU")]
     pub pin: Option<usize>,
 
-    /// Number of threads, each on a CPU of its own and with a context, a file and `--depth` coroutines
-    /// of its own
+    /// Number of threads, each on a CPU of its own and with a context, a scratch file and `--depth`
+    /// coroutines of its own; with `--file` they share the file, and with it the kernel's inode
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub threads: u32,
 
@@ -209,8 +209,8 @@ impl Options {
                 "--versus {name} makes random reads of 4k only; omit --block-size, --write and the like"
             ));
         }
-        if self.threads > 1 && (self.versus.is_some() || self.pin.is_some() || self.qcow2 || self.file.is_none()) {
-            return Err("--threads needs --file, and works without --versus, --pin and --qcow2".into());
+        if self.threads > 1 && (self.versus.is_some() || self.pin.is_some() || self.qcow2) {
+            return Err("--threads works without --versus, --pin and --qcow2 only".into());
         }
         if let Some(versus) = self.versus.filter(|versus| self.qcow2 && !matches!(versus, Versus::Qemu)) {
             return Err(format!(

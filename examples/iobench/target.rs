@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use coralio::fs::Direct;
 use coralio::task::OsCode;
@@ -150,7 +151,10 @@ fn look(path: &Path, options: &Options) -> Result<(), String> {
 /// Creates a sparse unnamed file, which disappears with the process. Through the returned path it
 /// can be reopened with other flags as long as the returned file is open.
 fn scratch(size: u64) -> Result<(fs::File, PathBuf), String> {
-    let path = std::env::temp_dir().join(format!("coralio-iobench-{}", std::process::id()));
+    // Each thread creates one.
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let path = std::env::temp_dir().join(format!("coralio-iobench-{}-{number}", std::process::id()));
     let say = |e: io::Error| format!("{}: {e}; free some space, or set TMPDIR to another directory", path.display());
     let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path).map_err(say)?;
     fs::remove_file(&path).map_err(say)?;

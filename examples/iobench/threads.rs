@@ -1,4 +1,5 @@
-//! Several threads, each with a context and a file of its own: nothing that a request needs is shared.
+//! Several threads, each with a context and, unless the user names one, a file of its own: nothing
+//! that a request needs is shared.
 
 use std::cell::Cell;
 use std::sync::Barrier;

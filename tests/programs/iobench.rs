@@ -102,7 +102,9 @@ fn threads_do_their_operations_simultaneously() {
     assert_eq!((count(&all, "threads"), count(&all["ours"], "operations")), (3, 1500));
     assert_eq!(count(&all["ours"]["counts"], "completions"), 1500);
     assert!(count(&all["latency_ns"], "p50") > 0);
-    assert!(refused(&["--threads", "2"]).contains("--threads needs --file"));
+    let own = measure(&["--size", "1m", "--ops", "500", "--depth", "4", "--threads", "2"]);
+    assert_eq!((count(&own, "threads"), count(&own["ours"], "operations")), (2, 1000));
+    assert!(refused(&["--threads", "2", "--pin", "0"]).contains("--threads works without"));
     assert!(refused(&["--threads", "2", "--file", "/nonexistent"]).contains("no such file"));
 }
 
