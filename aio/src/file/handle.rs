@@ -164,6 +164,12 @@ mod tests {
             let driver = Driver::of_this_context().unwrap();
             let fd = OwnedFd::from(std::fs::File::open("/proc/self/exe").unwrap());
             let descriptor = fd.as_raw_fd();
+            let probe = Registered { engine: Arc::clone(&driver.engine), number: driver.engine.register(fd.as_fd()) };
+            if probe.number == descriptor {
+                std::mem::forget(probe);
+                return coralio_runtime::report(format_args!("skipped: the limits let no file be registered"));
+            }
+            drop(probe);
             let handle = Handle::real(&driver.engine, fd);
             let numbers: Vec<_> = (0..2 * USES_TO_REGISTRATION).map(|_| handle.number()).collect();
             assert_eq!(numbers.iter().take_while(|&&number| number == descriptor).count(), 15);
