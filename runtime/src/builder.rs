@@ -184,6 +184,19 @@ impl ContextBuilder {
     /// Runs `f` as [`run_coroutine`](Self::run_coroutine) does; first calls `prepare` inside the
     /// context, on the thread's own stack, for example to attach an I/O engine.
     ///
+    /// ```
+    /// use coralio::context::AioContext;
+    /// use coralio::engine::scripted::ScriptedBackend;
+    /// use coralio::engine::Engine;
+    ///
+    /// let attach = |_: &AioContext| Engine::<_>::attach(ScriptedBackend::new(8), 8).map(drop);
+    /// let name = AioContext::builder().run_coroutine_with(attach, |context| {
+    ///     context.source().expect("attached by now").describe()
+    /// })?;
+    /// assert!(name.contains("in_flight 0"), "{name}");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// The error of `prepare`; `f` then does not run. Otherwise as `run_coroutine`.
