@@ -99,13 +99,13 @@ impl Trace {
     ///
     /// ```
     /// use coralio::context::AioContext;
-    /// use coralio::trace::Trace;
+    /// use coralio::trace::{SourceLine, Trace};
     ///
     /// let trace = Trace::new(10_000).with_source();
     /// AioContext::builder().trace(&trace).run_coroutine(|_| coralio::yield_now())?;
     /// for record in &trace.recording().records {
-    ///     for call in &record.calls {
-    ///         println!("{}: {}:{}", record.number, call.file.display(), call.line);
+    ///     for SourceLine { file, line, .. } in &record.calls {
+    ///         println!("{}: {}:{line}", record.number, file.display());
     ///     }
     /// }
     /// # Ok::<(), std::io::Error>(())
