@@ -1,11 +1,12 @@
 //! The event log of a real run, and its exports: JSON for Perfetto, and a page that works in a
 //! browser.
 
+#[path = "common/browser.rs"]
+mod browser;
 mod common;
 
 use std::collections::HashMap;
 use std::fs;
-use std::process::Command;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -264,17 +265,10 @@ fn file_extension_selects_the_format() {
     assert!(error.contains("none/a.txt: No such file"), "{error}");
 }
 
-/// Runs before the page's own script and records its errors.
-const TRAP: &str = "<script>
-const wrong = [];
-addEventListener('error', (event) => wrong.push(event.message));
-console.error = (...words) => wrong.push(words.join(' '));
-</script>";
-
 /// Runs after the page's script and acts as a reader. `AT` is an event, given by its position in
 /// the log, and `COROUTINE` a name to look for.
-const READER: &str = "<script>
-const $ = (id) => document.getElementById(id), seen = {};
+const READER: &str = "
+const $ = (id) => document.getElementById(id);
 const key = (key) => document.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }));
 const slide = (to) => { $('slider').value = to; $('slider').dispatchEvent(new Event('input')); };
 const here = () => Number($('slider').value);
@@ -313,47 +307,13 @@ seen.left = [last === scheme(), document.activeElement === $('find')];
 seen.busy = $('space').offsetHeight; $('idle').click(); seen.tall = $('space').offsetHeight;
 key('v'); seen.violation = $('words').textContent; seen.alarm = $('alarm').textContent;
 seen.overflow = document.documentElement.scrollWidth - innerWidth; seen.wide = innerWidth;
-seen.drawn = $('lanes').querySelectorAll('*').length;
-seen.wrong = wrong;
-parent.postMessage([...new TextEncoder().encode(JSON.stringify(seen))].map((byte) => byte.toString(16).padStart(2, '0')).join(''), '*');
-</script></body>";
-
-/// The window around the page. The observations are in hexadecimal, which a dump of the page leaves
-/// unchanged.
-const WINDOW: &str = "<!DOCTYPE html><pre id='seen'></pre>
-<script>addEventListener('message', (event) => document.getElementById('seen').textContent = event.data);</script>
-<iframe src='page.html' style='border:0; width:WIDEpx; height:740px'></iframe>";
+seen.drawn = $('lanes').querySelectorAll('*').length;";
 
 /// Returns the observations of a reader of the page after a search for the coroutine `name`, in a window
 /// `wide` pixels wide, or `None` without a browser.
-fn read(page: &str, at: usize, name: &str, wide: u32, folder: &Folder) -> Option<Value> {
-    let browser = ["chromium", "chromium-browser", "google-chrome"]
-        .into_iter()
-        .find(|name| Command::new(name).arg("--version").output().is_ok_and(|output| output.status.success()));
-    let Some(browser) = browser else {
-        eprintln!("skipped: no chromium");
-        return None;
-    };
-    let page = page.replacen("<style>", &format!("{TRAP}<style>"), 1);
-    let (before, after) = page.rsplit_once("</body>").unwrap();
+fn read(page: &str, at: usize, name: &str, wide: u32) -> Option<Value> {
     let reader = READER.replace("AT", &at.to_string()).replace("COROUTINE", &name.replace('\'', "\\'"));
-    fs::write(folder.0.join("page.html"), format!("{before}{reader}{after}")).unwrap();
-    let window = folder.0.join("window.html");
-    fs::write(&window, WINDOW.replace("WIDE", &wide.to_string())).unwrap();
-    let output = Command::new(browser)
-        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"])
-        .args(["--virtual-time-budget=10000", "--window-size=1400,800", "--dump-dom"])
-        .arg(format!("--user-data-dir={}", folder.0.join("profile").display()))
-        .arg(format!("file://{}", window.display()))
-        .output()
-        .unwrap();
-    let dom = String::from_utf8(output.stdout).unwrap();
-    let told = dom.split_once("<pre id=\"seen\">").and_then(|(_, rest)| rest.split_once("</pre>"));
-    let (told, _) = told
-        .filter(|(told, _)| !told.is_empty())
-        .unwrap_or_else(|| panic!("the reader did not get to the end:\n{dom}"));
-    let byte = |at| u8::from_str_radix(&told[at..at + 2], 16).unwrap();
-    Some(serde_json::from_slice(&(0..told.len()).step_by(2).map(byte).collect::<Vec<_>>()).unwrap())
+    browser::read(page, "", wide, "", &reader)
 }
 
 /// Returns the stack at event `at`, in the page's words.
@@ -374,12 +334,11 @@ fn chain(recording: &Recording, at: usize) -> String {
 fn browser_shows_the_page() {
     // C4, X14: the page loads without errors, keys and slider work, a click shows the stack, and a
     // search leads to coroutines and requests
-    let folder = Folder::new("browser");
     let recording = traced(10_000, Some(NAME));
     let is_reentered = |event: &Event| matches!(event, Event::Enter { lane, .. } if recording.name(*lane) == NAME);
     let at = recording.records.iter().rposition(|record| is_reentered(&record.event)).unwrap();
     for wide in [1280, 360] {
-        let Some(seen) = read(&recording.html(), at, "'B'", wide, &folder) else { return };
+        let Some(seen) = read(&recording.html(), at, "'B'", wide) else { return };
         assert_eq!(seen["wide"], wide);
         everything_works(&recording, at, &seen);
     }
@@ -423,14 +382,13 @@ fn opens_at(number: u64, seen: &Value) {
 fn browser_opens_a_failed_run_at_its_end() {
     // C4: the page of a failed run opens at its last event, also where no rule was broken, and
     // shows the failure
-    let folder = Folder::new("failed");
     let recording = traced(10_000, None);
     let what = "stuck: </script> & nobody comes";
     let page = recording.html_titled("failed", Some(what));
     let hidden = data(&page)["hidden"].as_array().unwrap().clone();
     let last = (0..recording.records.len()).rfind(|at| !hidden.contains(&(*at).into())).unwrap();
     for wide in [1280, 360] {
-        let Some(seen) = read(&page, 1, "'B'", wide, &folder) else { return };
+        let Some(seen) = read(&page, 1, "'B'", wide) else { return };
         assert_eq!(seen["alarm"], format!("\u{2715} fails: {what}"));
         opens_at(recording.records[last].number, &seen);
     }
@@ -439,11 +397,10 @@ fn browser_opens_a_failed_run_at_its_end() {
 #[test]
 fn browser_opens_at_the_first_request_in_flight() {
     // X14: where no rule was broken and the run did not fail
-    let folder = Folder::new("first");
     let recording = traced(10_000, None);
     let is_submit = |event: &Event| matches!(event, Event::Request { state: RequestState::InFlight, .. });
     let first = recording.records.iter().find(|record| is_submit(&record.event)).unwrap();
-    let Some(seen) = read(&recording.html(), 1, "'B'", 1280, &folder) else { return };
+    let Some(seen) = read(&recording.html(), 1, "'B'", 1280) else { return };
     opens_at(first.number, &seen);
 }
 
@@ -451,7 +408,6 @@ fn browser_opens_at_the_first_request_in_flight() {
 fn browser_draws_only_the_visible_part() {
     // X14: a hundred thousand events are drawn one window at a time, without the coroutines that do
     // not run meanwhile
-    let folder = Folder::new("long");
     let trace = Trace::new(100_000);
     let run = || {
         let swap = |n: usize| (0..n).for_each(|_| coralio::yield_now());
@@ -461,7 +417,7 @@ fn browser_draws_only_the_visible_part() {
     RuntimeBuilder::new().trace(&trace).run(run).unwrap();
     let recording = trace.recording();
     assert_eq!(recording.records.len(), 100_000);
-    let Some(seen) = read(&recording.html(), 50_000, "#50", 1280, &folder) else { return };
+    let Some(seen) = read(&recording.html(), 50_000, "#50", 1280) else { return };
     assert_eq!((&seen["wrong"], &seen["clicked"]), (&serde_json::json!([]), &50_000.into()), "{seen}");
     assert!(seen["drawn"].as_u64().unwrap() < 3000, "{seen}");
     assert_eq!((&seen["coroutine"][0], &seen["named"]), (&"enters #50".into(), &true.into()), "{seen}");

@@ -1,6 +1,5 @@
 //! The programs, run as their users run them.
 
-mod browser;
 mod copy;
 mod course;
 mod course_levels;
@@ -12,5 +11,7 @@ mod log;
 mod store;
 mod trace_page;
 
+#[path = "../common/browser.rs"]
+mod browser;
 #[path = "../common/mod.rs"]
 mod common;
