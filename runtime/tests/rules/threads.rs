@@ -421,6 +421,22 @@ fn handover_chain_crosses_threads() {
 }
 
 #[test]
+fn poll_while_of_a_plain_thread_leaves_its_park_token() {
+    // X9: a thread without a context that waits by `poll_while` keeps an unpark that was meant for its
+    // own code. Hangs if not
+    let worker = start("worker");
+    let context = worker.context().clone();
+    thread::current().unpark();
+    let mut looks = 0;
+    context.poll_while(|| {
+        looks += 1;
+        context.notify();
+        looks < 2
+    });
+    thread::park();
+}
+
+#[test]
 fn poll_while_runs_the_loop_at_home() {
     // X9: at home it polls until the condition is false; changed by a coroutine, or by another
     // thread that notifies

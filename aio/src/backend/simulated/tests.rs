@@ -56,3 +56,13 @@ fn endless_sleep_is_reported() {
     // E17: detected without a time limit.
     let _ = wait(&backend(8), None, None);
 }
+
+#[test]
+fn latency_may_be_any_range_of_durations() {
+    // E17: also one whose steps are rounded to more than a duration holds
+    for shortest in (1..1000).map(Duration::from_nanos) {
+        let range = Latency::between(shortest, Duration::MAX);
+        let faults::Times::Of(times) = range.times() else { panic!("{range:?}") };
+        assert!(times.is_sorted() && times[0] == shortest && times[15] > Duration::MAX / 2, "{range:?}");
+    }
+}
