@@ -46,7 +46,7 @@ pub(crate) mod timer;
 
 pub(crate) use attach::Attached;
 pub(crate) use bottom_half::BottomHalves;
-pub(crate) use fd_handler::{FdHandler, Interest, Readiness, Watches};
+pub(crate) use fd_handler::{EdgeListener, FdHandler, Interest, Readiness, Watches};
 pub(crate) use heartbeat::Heartbeat;
 pub(crate) use home_thread::{HomeThread, context_ended};
 pub(crate) use idle::{IdleHook, IdleTimer};
@@ -182,10 +182,7 @@ impl AioContext {
         let sleep_asks = may_sleep && shared.watches.sleep_asks() && shared.busy_poll_max.load(Ordering::Relaxed) == 0;
         let ask = !(busy || sleep_asks) || every_eighth();
         if ask && !asked {
-            let asked = shared.epoll.wait(Some(Duration::ZERO), |ready| match ready.token {
-                NOTIFY_TOKEN => shared.scheduler.forward_notify(),
-                _ => shared.watches.report(ready),
-            });
+            let asked = shared.watches.poll(&shared.epoll, || shared.scheduler.forward_notify());
             asked.unwrap_or_else(|error| panic!("cannot poll the loop's descriptors: {error}"));
         }
         shared.watches.run_ready(&self.shared)
@@ -312,7 +309,7 @@ impl AioContext {
             // Level-triggered events are discarded: they may be stale by the time the lock is
             // reacquired. The next iteration polls again.
             let ask = |timeout| {
-                let asked = shared.epoll.wait(timeout, |ready| shared.watches.report_edge(ready));
+                let asked = shared.watches.sleep(&shared.epoll, timeout);
                 shared.sleep_asked.store(shared.watches.sleep_asks(), Ordering::Relaxed);
                 asked
             };

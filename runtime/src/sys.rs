@@ -8,6 +8,7 @@ pub(crate) mod descriptors;
 pub(crate) mod fork;
 pub(crate) mod os_error;
 pub(crate) mod panic;
+pub(crate) mod prefetch;
 pub(crate) mod report;
 
 pub(crate) use clock::{COARSE_STEP, Clock, VirtualClock};
@@ -16,4 +17,5 @@ pub(crate) use descriptors::{Epoll, EventFd, Ready, TimerFd, set_nonblocking};
 pub(crate) use fork::{enter_child, in_child, refuse_in_child};
 pub(crate) use os_error::explained;
 pub(crate) use panic::{__rust_begin_short_backtrace, FirstPanic, Payload, drop_quietly};
+pub(crate) use prefetch::prefetch;
 pub(crate) use report::{abort, report};

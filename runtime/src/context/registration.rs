@@ -69,7 +69,7 @@ impl Key {
 /// One registration.
 pub(crate) struct Entry<K: Kind> {
     pub(crate) key: Key,
-    /// `None` while it runs, and for timers that only wake a coroutine.
+    /// `None` while it runs, and for registrations that only wake coroutines.
     callback: Option<Callback<K::Event>>,
     pub(crate) is_running: bool,
     /// Deleted while the callback runs; freed when it returns.
@@ -197,14 +197,14 @@ impl<K: Kind> Table<K> {
 
     /// Adds an entry, unless the context has ended.
     #[track_caller]
-    pub(crate) fn insert(&self, kind: K, callback: Callback<K::Event>) -> Result<Key, ContextEnded> {
+    pub(crate) fn insert(&self, kind: K, callback: Option<Callback<K::Event>>) -> Result<Key, ContextEnded> {
         let mut state = self.lock();
         if state.is_closed {
             // Before the callback is dropped.
             drop(state);
             return Err(ContextEnded { operation: K::CREATION });
         }
-        Ok(state.insert(kind, Some(callback)))
+        Ok(state.insert(kind, callback))
     }
 
     #[inline]
@@ -319,7 +319,7 @@ impl<K: Kind> Handle<K> {
     pub(crate) fn new(
         shared: &Arc<SharedContext>,
         kind: K,
-        callback: Callback<K::Event>,
+        callback: Option<Callback<K::Event>>,
     ) -> Result<Handle<K>, ContextEnded> {
         let key = K::table(shared).insert(kind, callback)?;
         Ok(Handle::of(shared, key, true))

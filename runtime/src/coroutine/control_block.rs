@@ -21,6 +21,7 @@ use corosensei::Yielder;
 use crate::coroutine::{
     Attributes, BlockRef, Deadline, LocalValue, RunningStack, ScheduleOutcome, StackLease, StateWord, WaitReason,
 };
+use crate::sys::prefetch;
 
 /// The command with which a coroutine is resumed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,11 +63,11 @@ pub(crate) struct ControlBlock {
     pub(crate) word: StateWord,
     /// The number of the context that holds the block.
     context: AtomicUsize,
-    /// The fields that only the home thread uses (*home's own*).
-    local: LocalState,
     /// The location where the coroutine was last scheduled, for errors about a second enter or
     /// schedule.
     scheduled_at: AtomicPtr<Location<'static>>,
+    /// The fields that only the home thread uses (*home's own*).
+    local: LocalState,
 }
 
 // SAFETY: *home's own*: `word`, `scheduled_at` and `context` are atomic. `local` is reached through
@@ -181,6 +182,12 @@ impl ControlBlock {
     #[inline]
     pub(crate) unsafe fn local(&self) -> &LocalState {
         &self.local
+    }
+
+    /// Prefetches the part that a switch touches.
+    #[inline]
+    pub(crate) fn prefetch(&self) {
+        prefetch(ptr::from_ref(self).cast(), 128);
     }
 
     #[inline]

@@ -25,7 +25,6 @@ use rustix::net::{AddressFamily, SocketType};
 
 use crate::context::{FdHandler, Interest, LocalContext};
 use crate::coroutine::{Cancelled, WaitReason};
-use crate::net::readiness::BorrowedRawFd;
 use crate::scheduler::Scheduler;
 use crate::sys::set_nonblocking;
 
@@ -173,9 +172,7 @@ impl<S: AsFd> CoFd<S> {
         let is_internet =
             socket_type.is_some() && matches!(socket_domain(fd), Ok(AddressFamily::INET | AddressFamily::INET6));
         let edges = Arc::<BothEdges>::default();
-        let reported = Arc::clone(&edges);
-        let lent = BorrowedRawFd(fd.as_raw_fd());
-        let watch = home.context.watch_edges(lent, Interest::Read, move |events| reported.report(events))?;
+        let watch = home.context.watch_edges(fd.as_raw_fd(), Interest::Read, edges.clone())?;
         Ok(CoFd {
             watch,
             edges,
@@ -409,19 +406,12 @@ impl<S> CoFd<S> {
             return Err(Cancelled.into());
         }
         let limit = match self.socket_type {
-            Some(_) => TimeLimit::of_socket(&self.time_limits, self.raw, direction.option, home)?,
+            Some(_) => self.time_limits.next(self.raw, direction.option, home)?,
             None => None,
         };
-        let waiters = &direction.edges.waiters;
-        let locked = waiters.lock();
-        // Another thread's poll may have reported an edge meanwhile.
-        if !direction.is_exhausted() {
-            return Ok(());
-        }
-        // An edge wakes all waiters, so one that leaves has nothing to pass on.
         match limit {
-            None => waiters.wait_cancellable(locked, (), reason, || {}, |_| {}).map_err(|()| Cancelled.into()),
-            Some(limit) => limit.wait(waiters, locked, reason),
+            None => direction.wait(home, reason, None),
+            Some(limit) => wait_until(direction, home, reason, &limit),
         }
     }
 
@@ -485,4 +475,16 @@ impl<S> CoFd<S> {
     fn write_some(&self, wanted: usize, mut write: impl FnMut(&S) -> io::Result<usize>) -> io::Result<usize> {
         self.write_until(&mut write, |&done, _| self.is_stream() && done < wanted)
     }
+}
+
+/// Waits for an edge, or the end of a time limit.
+///
+/// # Control
+///
+/// May yield.
+// Out of line: usually there is no limit, and the wait is compiled into its caller.
+#[cold]
+#[track_caller]
+fn wait_until(direction: &Direction<'_>, home: &LocalContext, reason: WaitReason, limit: &TimeLimit) -> io::Result<()> {
+    direction.wait(home, reason, Some(limit))
 }

@@ -114,6 +114,16 @@ impl SharedScheduler {
         }
     }
 
+    /// Wakes a coroutine of this context, but does not enter it here. From any thread.
+    #[track_caller]
+    pub(crate) fn wake_later(&self, id: BlockRef) {
+        match self.at_home() {
+            Some(scheduler) => scheduler.wake_later(id),
+            // An error means it is on the list already: one wake serves both calls.
+            None => drop(self.schedule(id)),
+        }
+    }
+
     /// Schedules a coroutine of this context for the loop's next iteration. From any thread.
     #[track_caller]
     pub(crate) fn schedule(&self, id: BlockRef) -> Result<(), ScheduleError> {

@@ -10,7 +10,7 @@ use corosensei::CoroutineResult;
 
 use crate::coroutine::{BlockRef, Cancelled, ControlBlock, EnterError, LocalState, Resume, State, WaitReason};
 use crate::scheduler::{Frame, Scheduler, store_backtrace};
-use crate::sys::Payload;
+use crate::sys::{Payload, prefetch};
 
 impl Scheduler {
     /// Enters `id`, or returns the reason why it cannot be entered (rule C5).
@@ -97,15 +97,8 @@ impl Scheduler {
     /// thousand coroutines, the cache has evicted that memory since the coroutine last ran.
     #[inline]
     pub(super) fn prefetch(&self, block: &'static ControlBlock) {
-        #[cfg(target_arch = "x86_64")]
-        for line in 0..16 {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            let root = self.local(block).yielder.get().cast::<i8>();
-            // SAFETY: a prefetch of any address is harmless.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(root.wrapping_sub(line * 64)) };
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = block;
+        let root = self.local(block).yielder.get().cast::<u8>();
+        prefetch(root.wrapping_sub(15 * 64), 16 * 64);
     }
 
     /// The only place that switches to a coroutine's stack (besides `walk`).

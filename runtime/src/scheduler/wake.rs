@@ -55,10 +55,10 @@ impl Scheduler {
     #[inline]
     #[track_caller]
     pub(crate) fn wake_unless_entered(&self, block: &'static ControlBlock) {
-        if self.local(block).state.get() == State::Suspended && !self.ending.get() {
-            self.wake_suspended(block);
-        } else if self.local(block).state.get() == State::Entered {
-            self.left_entered(block);
+        match self.local(block).state.get() {
+            State::Entered => self.left_entered(block),
+            State::Suspended if !self.ending.get() => self.wake_suspended(block),
+            _ => {}
         }
     }
 
@@ -71,7 +71,7 @@ impl Scheduler {
         }
     }
 
-    #[inline]
+    #[inline(never)]
     #[track_caller]
     fn wake_suspended(&self, block: &'static ControlBlock) {
         if self.has_tracer {

@@ -103,7 +103,7 @@ pub(crate) struct Epoll(OwnedFd);
 
 impl Epoll {
     /// The maximum number of events per call; further ones stay for the next call.
-    pub(crate) const BATCH: usize = 64;
+    pub(crate) const BATCH: usize = 128;
 
     pub(crate) fn new() -> io::Result<Epoll> {
         Ok(Epoll(epoll::create(epoll::CreateFlags::CLOEXEC)?))

@@ -50,10 +50,7 @@ impl Waker {
     /// Wakes the coroutine like [`wake`](Self::wake), but never enters it: for destructors.
     #[track_caller]
     pub(crate) fn wake_later(&self) {
-        match self.shared.at_home() {
-            Some(scheduler) => scheduler.wake_later(self.id),
-            None => drop(self.shared.schedule(self.id)),
-        }
+        self.shared.wake_later(self.id);
     }
 
     /// Cancels the coroutine like [`cancel`](Self::cancel), but never enters it: for destructors.

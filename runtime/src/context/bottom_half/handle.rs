@@ -18,7 +18,7 @@ impl AioContext {
     #[track_caller]
     pub fn new_bottom_half(&self, mut callback: impl FnMut() + Send + 'static) -> Result<BottomHalf, ContextEnded> {
         let kind = BottomHalfKind { is_idle: false, is_one_shot: false };
-        Ok(BottomHalf(Handle::new(&self.shared, kind, Box::new(move |(), _, _| callback()))?))
+        Ok(BottomHalf(Handle::new(&self.shared, kind, Some(Box::new(move |(), _, _| callback())))?))
     }
 
     /// As [`new_bottom_half`](Self::new_bottom_half), for a callback that schedules, cancels or
@@ -51,7 +51,7 @@ impl AioContext {
     ) -> Result<BottomHalf, ContextEnded> {
         let kind = BottomHalfKind { is_idle: false, is_one_shot: false };
         let callback = move |(), shared: &_, key| callback(&BottomHalf(Handle::within(shared, key)));
-        Ok(BottomHalf(Handle::new(&self.shared, kind, Box::new(callback))?))
+        Ok(BottomHalf(Handle::new(&self.shared, kind, Some(Box::new(callback)))?))
     }
 
     /// Runs `callback` once, in the loop's next iteration. From any thread.
@@ -84,7 +84,7 @@ impl AioContext {
         let mut callback = Some(callback);
         let run = move |(), _: &_, _| callback.take().into_iter().for_each(|callback| callback());
         let kind = BottomHalfKind { is_idle: false, is_one_shot: true };
-        let inserted = self.shared.bottom_halves.insert(kind, Box::new(run));
+        let inserted = self.shared.bottom_halves.insert(kind, Some(Box::new(run)));
         let key = inserted.map_err(|_| ContextEnded { operation: "schedule a one-shot callback" })?;
         self.shared.bottom_halves.schedule(key, false, &self.shared);
         Ok(())

@@ -3,10 +3,11 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::panic::Location;
+use std::sync::Arc;
 
-use super::{Interest, Readiness, Watch};
-use crate::context::AioContext;
-use crate::context::registration::{Callback, Entry, Handle, State};
+use super::{EdgeListener, Interest, Mode, Readiness, Watch};
+use crate::context::registration::{Entry, Handle, Key, State};
+use crate::context::{AioContext, SharedContext};
 use crate::sys::explained;
 
 impl AioContext {
@@ -56,7 +57,7 @@ impl AioContext {
         interest: Interest,
         mut handler: impl FnMut(Readiness) + Send + 'static,
     ) -> io::Result<FdHandler> {
-        self.insert_watch(fd, interest, false, Box::new(move |events, _, _| handler(Readiness::of(events))))
+        self.add_handler(fd, interest, move |events, _, _| handler(Readiness::of(events)))
     }
 
     /// As [`add_fd_handler`](Self::add_fd_handler), for a handler that changes the interest of its
@@ -88,46 +89,34 @@ impl AioContext {
         interest: Interest,
         mut handler: impl FnMut(&FdHandler, Readiness) + Send + 'static,
     ) -> io::Result<FdHandler> {
-        let handler = move |events, shared: &_, key| {
+        self.add_handler(fd, interest, move |events, shared, key| {
             handler(&FdHandler(Handle::within(shared, key)), Readiness::of(events));
-        };
-        self.insert_watch(fd, interest, false, Box::new(handler))
-    }
-
-    /// As [`add_fd_handler`](Self::add_fd_handler), but edge-triggered: calls the handler with
-    /// epoll's event mask once per change.
-    #[track_caller]
-    pub(crate) fn watch_edges(
-        &self,
-        fd: impl AsFd + Send + Sync + 'static,
-        interest: Interest,
-        mut handler: impl FnMut(u32) + Send + 'static,
-    ) -> io::Result<FdHandler> {
-        self.insert_watch(fd, interest, true, Box::new(move |events, _, _| handler(events)))
+        })
     }
 
     #[track_caller]
-    fn insert_watch(
+    fn add_handler(
         &self,
         owner: impl AsFd + Send + Sync + 'static,
         interest: Interest,
-        edges: bool,
-        handler: Callback<u32>,
+        handler: impl FnMut(u32, &Arc<SharedContext>, Key) + Send + 'static,
     ) -> io::Result<FdHandler> {
         let fd = owner.as_fd().as_raw_fd();
-        let watch = Watch {
-            _owner: Box::new(owner),
-            fd,
-            interest: Interest::Disabled,
-            registered: false,
-            edges,
-            masked: false,
-            queued: false,
-            reported: 0,
-        };
-        let handler = FdHandler(Handle::new(&self.shared, watch, handler)?);
-        handler.set(interest, true)?;
-        Ok(handler)
+        let watch = Watch::new(fd, Mode::Level { _owner: Box::new(owner) });
+        FdHandler(Handle::new(&self.shared, watch, Some(Box::new(handler)))?).started(interest)
+    }
+
+    /// Watches a descriptor edge-triggered: epoll reports each change once, to the listener. The
+    /// descriptor stays open until the watch has ended.
+    #[track_caller]
+    pub(crate) fn watch_edges(
+        &self,
+        fd: RawFd,
+        interest: Interest,
+        listener: Arc<dyn EdgeListener>,
+    ) -> io::Result<FdHandler> {
+        let watch = Watch::new(fd, Mode::Edge(listener));
+        FdHandler(Handle::new(&self.shared, watch, None)?).started(interest)
     }
 
     /// Returns the watches of this context: the fd handlers, and the descriptors that coroutines
@@ -177,6 +166,11 @@ fn explain(error: io::Error) -> io::Error {
 pub struct FdHandler(pub(crate) Handle<Watch>);
 
 impl FdHandler {
+    fn started(self, interest: Interest) -> io::Result<FdHandler> {
+        self.set(interest, true)?;
+        Ok(self)
+    }
+
     /// Changes the interest. From any thread.
     ///
     /// # Errors

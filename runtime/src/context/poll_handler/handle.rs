@@ -89,7 +89,7 @@ impl AioContext {
 
     #[track_caller]
     fn insert_poll_handler(&self, is_ready: IsReady, handler: Callback<()>) -> Result<PollHandler, ContextEnded> {
-        let handler = Handle::new(&self.shared, Poller { is_ready, window: Arc::default() }, handler)?;
+        let handler = Handle::new(&self.shared, Poller { is_ready, window: Arc::default() }, Some(handler))?;
         self.shared.scheduler.wake_loop();
         Ok(PollHandler(handler))
     }

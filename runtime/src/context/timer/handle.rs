@@ -108,7 +108,7 @@ impl Timer {
     #[track_caller]
     fn with_callback(context: &AioContext, callback: Callback<()>) -> Result<Timer, ContextEnded> {
         let kind = TimerKind { action: Action::Callback, deadline: context.now() };
-        Ok(Timer(Handle::new(&context.shared, kind, callback)?))
+        Ok(Timer(Handle::new(&context.shared, kind, Some(callback))?))
     }
 
     /// Creates a timer that fires at `deadline` unless the handle is dropped before. For actions

@@ -6,7 +6,7 @@
 //! exist, the option is read before each wait, one system call. A wait that does not suspend does
 //! not read it.
 
-use std::cell::{Cell, OnceCell};
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, RawFd};
 use std::time::{Duration, Instant};
@@ -14,10 +14,8 @@ use std::time::{Duration, Instant};
 use rustix::net::sockopt::{Timeout, socket_timeout};
 
 use crate::context::{Action, LocalContext, Timer};
-use crate::coroutine::{Cancelled, WaitReason};
+use crate::coroutine::BlockRef;
 use crate::net::readiness::BorrowedRawFd;
-use crate::sync::wait_queue::{Locked, WaitQueue};
-use crate::task::Coroutine;
 
 /// The known timeouts of a socket.
 pub(in crate::net) struct TimeLimits {
@@ -43,68 +41,55 @@ impl TimeLimits {
         self.write.set(None);
     }
 
-    fn get(&self, raw: RawFd, option: Timeout) -> io::Result<Option<Duration>> {
-        let known = match option {
+    fn known(&self, option: Timeout) -> &Cell<Option<Option<Duration>>> {
+        match option {
             Timeout::Recv => &self.read,
             Timeout::Send => &self.write,
-        };
-        if let Some(after) = known.get().filter(|_| self.is_sole_handle.get()) {
-            return Ok(after);
         }
-        let after = socket_timeout(BorrowedRawFd(raw).as_fd(), option)?;
+    }
+
+    /// Returns the limit of a wait that begins now; `None` if the socket has none.
+    #[inline]
+    pub(super) fn next(&self, raw: RawFd, option: Timeout, home: &LocalContext) -> io::Result<Option<TimeLimit>> {
+        if self.is_sole_handle.get() && self.known(option).get() == Some(None) {
+            return Ok(None);
+        }
+        self.read_option(raw, option, home)
+    }
+
+    #[cold]
+    fn read_option(&self, raw: RawFd, option: Timeout, home: &LocalContext) -> io::Result<Option<TimeLimit>> {
+        let known = self.known(option);
+        let after = match known.get().filter(|_| self.is_sole_handle.get()) {
+            Some(after) => after,
+            None => socket_timeout(BorrowedRawFd(raw).as_fd(), option)?,
+        };
         known.set(Some(after));
-        Ok(after)
+        let deadline = after.and_then(|after| home.scheduler.shared.clock.now().checked_add(after));
+        Ok(after.zip(deadline).map(|(after, deadline)| TimeLimit { deadline, option, after }))
     }
 }
 
-/// The end of one wait.
-pub(super) struct TimeLimit<'a> {
-    home: &'a LocalContext,
+/// The end of one wait. A shield does not mask it, since it belongs to the operation.
+pub(super) struct TimeLimit {
     deadline: Instant,
     option: Timeout,
     after: Duration,
 }
 
-impl<'a> TimeLimit<'a> {
-    /// Returns the limit of a wait that begins now; `None` if the socket has none.
-    pub(super) fn of_socket(
-        limits: &TimeLimits,
-        raw: RawFd,
-        option: Timeout,
-        home: &'a LocalContext,
-    ) -> io::Result<Option<TimeLimit<'a>>> {
-        let Some(after) = limits.get(raw, option)? else { return Ok(None) };
-        let deadline = home.scheduler.shared.clock.now().checked_add(after);
-        Ok(deadline.map(|deadline| TimeLimit { home, deadline, option, after }))
+impl TimeLimit {
+    /// Starts a timer that wakes the coroutine.
+    #[cold]
+    pub(super) fn arm(&self, home: &LocalContext, id: BlockRef) -> Timer {
+        Timer::start(self.deadline, Action::Wake(id), &home.context.shared)
     }
 
-    /// Waits in `queue` until the grant or the limit. A shield does not mask the limit, which
-    /// belongs to the operation.
-    ///
-    /// # Control
-    ///
-    /// Yields.
-    #[track_caller]
-    pub(super) fn wait(&self, queue: &WaitQueue, locked: Locked<'_>, reason: WaitReason) -> io::Result<()> {
-        let context = &self.home.context.shared;
-        let timer = OnceCell::new();
-        let arm = || {
-            let block = self.home.scheduler.running().expect("a waiter is a coroutine");
-            let _ = timer.set(Timer::start(self.deadline, Action::Wake(block.id()), context));
-        };
-        let is_over = Cell::new(false);
-        let ends = |current: &Coroutine| {
-            current.is_cancelled() || {
-                is_over.set(context.scheduler.clock.now() >= self.deadline);
-                is_over.get()
-            }
-        };
-        let waited = queue.wait_unless(ends, locked, (), reason, arm, |_| {});
-        waited.map_err(|()| if is_over.get() { self.error() } else { Cancelled.into() })
+    pub(super) fn is_over(&self, home: &LocalContext) -> bool {
+        home.scheduler.shared.clock.now() >= self.deadline
     }
 
     #[cold]
-    fn error(&self) -> io::Error {
+    pub(super) fn error(&self) -> io::Error {
         let what = match self.option {
             Timeout::Recv => "read",
             Timeout::Send => "write",
