@@ -31,7 +31,12 @@ impl<B: Backend, G: Guards> Engine<B, G> {
     ///
     /// May enter coroutines, on the home thread.
     pub(crate) fn reap_from(&self, here: Option<HomeRef<'_>>) -> bool {
-        let _guard = G::REAP_LOCKS.then(|| PollLock::new(here));
+        self.reap_under(PollLock::new(here), here)
+    }
+
+    /// As `reap_from`, for a caller that has acquired the context's lock.
+    pub(super) fn reap_under(&self, lock: PollLock<'_>, here: Option<HomeRef<'_>>) -> bool {
+        let _lock = G::REAP_LOCKS.then_some(lock);
         let _busy = here.map(|_| self.owner.busy());
         // SAFETY: the context's lock is held; without `REAP_LOCKS`, the author of the guards is
         // responsible.
@@ -131,7 +136,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
     /// # Control
     ///
     /// May enter the coroutine, on the home thread.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn finish(&self, here: Option<HomeRef<'_>>, key: u64, result: i64) {
         let Some(waiter) = self.requests.complete(key, result, G::REAP_LOCKS) else {
             self.unknown_completion(key, result)

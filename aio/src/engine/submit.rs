@@ -85,7 +85,7 @@ impl<E> SubmissionQueue<E> {
 
     /// Offers the first `most` entries to `submit`, and removes the entries that it accepted.
     /// `submit` is the backend's function, and runs no foreign code.
-    #[inline]
+    #[inline(always)]
     fn submit_front(
         &self,
         lock: &impl LockProof,
@@ -125,14 +125,22 @@ fn grow<E>(entries: &mut Vec<E>) {
 }
 
 impl<E> Entries<E> {
-    #[inline]
+    #[inline(always)]
     fn consume(&mut self, count: usize) {
         self.start += count;
         if self.start == self.entries.len() {
             self.entries.clear();
             self.start = 0;
-        } else if self.start > self.entries.len() / 2 {
-            // Compacting at this point moves each entry at most once.
+        } else {
+            self.compact();
+        }
+    }
+
+    /// Moves the entries to the front once half of the memory is unused: so each entry moves at most
+    /// once.
+    #[cold]
+    fn compact(&mut self) {
+        if self.start > self.entries.len() / 2 {
             self.entries.drain(..self.start);
             self.start = 0;
         }
@@ -189,31 +197,49 @@ impl<B: Backend, G: Guards> Engine<B, G> {
             return false;
         }
         let _told = self.tell_span(Span::Submit);
+        let lock = PollLock::new(here);
+        let submitted = if self.can_submit() { self.submit_batch(&lock) } else { Ok(()) };
+        if let Err(error) = submitted {
+            return self.fail_and_submit_rest(here, lock, error);
+        }
+        self.in_flight.load(Ordering::Relaxed) > 0 && self.reap_under(lock, here)
+    }
+
+    /// Handles a submit's error, which concerns only the first request: fails that request, and
+    /// submits the rest. Reaps as `submit_from`.
+    #[cold]
+    fn fail_and_submit_rest(&self, here: Option<HomeRef<'_>>, lock: PollLock<'_>, error: io::Error) -> bool {
+        let (mut lock, mut error) = (lock, error);
         let mut progress = false;
         // Failed requests may be resubmitted immediately by their coroutines. The number of
         // attempts is bounded, so that the loop gets its turn.
-        for _ in 0..=self.depth {
-            let lock = PollLock::new(here);
-            if !self.can_submit() || HomeRef::in_child() {
-                break;
-            }
-            match self.submit_batch(&lock) {
-                Ok(()) => break,
-                // The error concerns only the first request; retry the rest.
-                Err(error) => progress |= self.fail_first(here, lock, &error),
+        let mut attempts_left = self.depth;
+        loop {
+            progress |= self.fail_first(here, lock, &error);
+            if HomeRef::in_child() {
+                return progress;
             }
             if G::PARTIAL_SUBMIT == PartialSubmit::WedgeOnError {
                 self.blocked.store(true, Ordering::Relaxed);
             }
+            lock = PollLock::new(here);
+            if attempts_left == 0 || !self.can_submit() {
+                break;
+            }
+            attempts_left -= 1;
+            match self.submit_batch(&lock) {
+                Ok(()) => break,
+                Err(next) => error = next,
+            }
         }
-        if self.in_flight.load(Ordering::Relaxed) > 0 && !HomeRef::in_child() {
-            progress |= self.reap_from(here);
+        if self.in_flight.load(Ordering::Relaxed) > 0 {
+            progress |= self.reap_under(lock, here);
         }
         progress
     }
 
     /// Submits one batch, with one system call.
-    #[inline]
+    #[inline(always)]
     fn submit_batch(&self, lock: &impl LockProof) -> io::Result<()> {
         let in_flight = self.in_flight.load(Ordering::Relaxed);
         let wanted = self.pending.len().min((self.depth - in_flight) as usize);
