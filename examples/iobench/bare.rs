@@ -29,11 +29,12 @@ pub trait Bare: Sized {
 }
 
 /// Runs one round.
-pub fn round<B: Bare>(options: &Options, target: &Target) -> Result<Round, String> {
+pub fn round<B: Bare>(options: &Options, target: &Target, latencies: bool) -> Result<Round, String> {
     let say = |why: String| format!("{}: the bare loop: {why}", target.name);
     let mut bare = B::new(options, target)
         .map_err(|error| say(format!("{} for {}: {error}; {}", B::SETUP, options.depth, B::REMEDY)))?;
-    let work = Rc::new(Work::new(options.block_size, target.blocks, options.pattern()));
+    let work =
+        Rc::new(Work::new(options.block_size, target.blocks, options.pattern(), latencies.then_some(options.depth)));
     work.begin(Limit::Ops(WARM_UP));
     bare.run(&work).map_err(say)?;
 
@@ -43,5 +44,5 @@ pub fn round<B: Bare>(options: &Options, target: &Target) -> Result<Round, Strin
     bare.run(&work).map_err(say)?;
     let spent = clock.spent();
     let calls = bare.calls().zip(before).map(|(after, before)| (after.0 - before.0, after.1 - before.1));
-    Ok(Round::peer(work.done(), spent, calls))
+    Ok(Round::peer(work.done(), spent, calls, work.latencies()))
 }

@@ -1,24 +1,18 @@
 //! The coroutines' side: N coroutines, each a simple loop. Asynchronous I/O needs no more than
 //! that.
 
-use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
-use std::time::Instant;
 
 use coralio::driver::stats;
 use coralio::{AlignedBuf, File, JoinHandle, spawn};
 use coralio_qcow2::Image;
-use hdrhistogram::Histogram;
 
 use crate::meter::Moment;
 use crate::options::Options;
 use crate::report::Round;
 use crate::target::Target;
 use crate::work::{Limit, WARM_UP, Work, short};
-
-/// Latencies in nanoseconds, to three significant digits.
-pub type Latencies = Histogram<u64>;
 
 /// The state that all coroutines of a round share.
 struct Job {
@@ -27,8 +21,6 @@ struct Job {
     work: Work,
     block: usize,
     write: bool,
-    /// Recorded if set: reads the clock around each operation.
-    latencies: Option<RefCell<Latencies>>,
 }
 
 /// Runs one round: a warm-up and the timed part, before which `ready` is called.
@@ -36,10 +28,9 @@ pub fn round(options: &Options, target: &Target, latencies: bool, ready: impl Fn
     let job = Rc::new(Job {
         file: Rc::clone(&target.file),
         image: target.image.clone(),
-        work: Work::new(options.block_size, target.blocks, options.pattern()),
+        work: Work::new(options.block_size, target.blocks, options.pattern(), latencies.then_some(options.depth)),
         block: options.block_size as usize,
         write: options.write,
-        latencies: latencies.then(|| RefCell::new(histogram())),
     });
     let buffers = (0..options.depth).map(|_| target.buffer(options)).collect();
     let say = |why: String| format!("{}: {why}", target.name);
@@ -53,9 +44,6 @@ pub fn round(options: &Options, target: &Target, latencies: bool, ready: impl Fn
 fn timed(job: &Rc<Job>, buffers: Vec<AlignedBuf>, limit: Limit, ready: impl FnOnce()) -> Result<Round, String> {
     job.work.begin(Limit::Ops(WARM_UP));
     let buffers = join(start(job, buffers))?;
-    if let Some(latencies) = &job.latencies {
-        latencies.borrow_mut().reset();
-    }
 
     // Spawned before the clock starts; none runs before this coroutine waits in `join`.
     let coroutines = start(job, buffers);
@@ -67,17 +55,17 @@ fn timed(job: &Rc<Job>, buffers: Vec<AlignedBuf>, limit: Limit, ready: impl FnOn
     let spent = clock.spent();
     let after = stats();
     drop(buffers);
-    Ok(Round::ours(job.work.done(), spent, &before, &after, job.latencies.as_ref().map(|all| all.borrow().clone())))
+    Ok(Round::ours(job.work.done(), spent, &before, &after, job.work.latencies()))
 }
 
 type Worker = JoinHandle<Result<AlignedBuf, String>>;
 
 fn start(job: &Rc<Job>, buffers: Vec<AlignedBuf>) -> Vec<Worker> {
-    let one = |buf| {
+    let one = |(number, buf)| {
         let job = Rc::clone(job);
-        spawn(move || job.run(buf))
+        spawn(move || job.run(number, buf))
     };
-    buffers.into_iter().map(one).collect()
+    buffers.into_iter().enumerate().map(one).collect()
 }
 
 fn join(coroutines: Vec<Worker>) -> Result<Vec<AlignedBuf>, String> {
@@ -89,40 +77,21 @@ fn join(coroutines: Vec<Worker>) -> Result<Vec<AlignedBuf>, String> {
 
 impl Job {
     /// Runs one coroutine from its first operation to its last. Returns its buffer.
-    fn run(&self, mut buf: AlignedBuf) -> Result<AlignedBuf, String> {
-        if let Some(image) = &self.image {
-            self.run_on_image(&**image, &mut buf)?;
-            return Ok(buf);
-        }
+    fn run(&self, number: usize, mut buf: AlignedBuf) -> Result<AlignedBuf, String> {
         let file = &*self.file;
-        match (&self.latencies, self.write) {
-            (None, false) => self.repeat(|at| file.read_at(&mut buf, at)),
-            (None, true) => self.repeat(|at| file.write_at(&buf, at)),
-            (Some(all), false) => self.repeat(|at| clocked(all, || file.read_at(&mut buf, at))),
-            (Some(all), true) => self.repeat(|at| clocked(all, || file.write_at(&buf, at))),
+        match (&self.image, self.write) {
+            (None, false) => self.repeat(number, |at| file.read_at(&mut buf, at)),
+            (None, true) => self.repeat(number, |at| file.write_at(&buf, at)),
+            (Some(image), false) => self.repeat(number, |at| image.read_at(&mut buf, at).map(|()| self.block)),
+            (Some(image), true) => self.repeat(number, |at| image.write_at(&buf, at).map(|()| self.block)),
         }?;
         Ok(buf)
     }
 
-    /// As `run`, on a disk image.
-    fn run_on_image(&self, image: &dyn Image, buf: &mut AlignedBuf) -> Result<(), String> {
-        self.repeat(|at| {
-            let mut operation = || match self.write {
-                false => image.read_at(buf, at),
-                true => image.write_at(buf, at),
-            };
-            let done = match &self.latencies {
-                None => operation(),
-                Some(all) => clocked(all, operation),
-            };
-            done.map(|()| self.block)
-        })
-    }
-
     /// The hot loop.
     #[inline]
-    fn repeat(&self, mut operation: impl FnMut(u64) -> io::Result<usize>) -> Result<(), String> {
-        while let Some(offset) = self.work.next() {
+    fn repeat(&self, number: usize, mut operation: impl FnMut(u64) -> io::Result<usize>) -> Result<(), String> {
+        while let Some(offset) = self.work.next(number) {
             match operation(offset) {
                 Ok(count) if count == self.block => {}
                 other => return Err(self.failed(offset, other)),
@@ -140,18 +109,4 @@ impl Job {
             Err(e) => e.to_string(),
         }
     }
-}
-
-fn clocked<T>(latencies: &RefCell<Latencies>, operation: impl FnOnce() -> T) -> T {
-    let start = Instant::now();
-    let result = operation();
-    let took = start.elapsed().as_nanos() as u64;
-    // Borrowed only for this line, which cannot switch coroutines.
-    latencies.borrow_mut().saturating_record(took);
-    result
-}
-
-/// Covers one nanosecond to one minute; longer operations count as one minute.
-fn histogram() -> Latencies {
-    Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("constant bounds, in order")
 }

@@ -94,17 +94,23 @@ fn bench(options: &Options) -> Result<String, String> {
     if let Some(versus) = options.versus {
         for _ in 0..options.rounds {
             // Alternate, so that changes in the state of the machine affect both sides equally.
-            let ours = coralio_file::round(options, &target, false, || ())?;
-            let peer = opponent(versus, options, &target, ours.operations())?;
-            report.pair(Pair { ours, peer });
-        }
-        if !options.no_latency {
-            report.latency(coralio_file::round(options, &target, true, || ())?);
+            report.pair(pair(versus, options, &target, false)?);
+            // Reading the clock for each operation costs CPU time, hence separate rounds.
+            if !options.no_latency {
+                report.latencies(&pair(versus, options, &target, true)?);
+            }
         }
     } else {
         report.alone(coralio_file::round(options, &target, !options.no_latency, || ())?);
     }
     Ok(show(options, &report))
+}
+
+/// Runs one round of each side.
+fn pair(versus: Versus, options: &Options, target: &Target, latencies: bool) -> Result<Pair, String> {
+    let ours = coralio_file::round(options, target, latencies, || ())?;
+    let peer = opponent(versus, options, target, ours.operations(), latencies)?;
+    Ok(Pair { ours, peer })
 }
 
 fn show(options: &Options, report: &Report) -> String {
@@ -113,15 +119,23 @@ fn show(options: &Options, report: &Report) -> String {
 
 /// Runs a round of the opponent. One that cannot stop after a given time performs `operations`, as
 /// ours did.
-fn opponent(versus: Versus, options: &Options, target: &Target, operations: u64) -> Result<Round, String> {
+fn opponent(
+    versus: Versus,
+    options: &Options,
+    target: &Target,
+    operations: u64,
+    latencies: bool,
+) -> Result<Round, String> {
     match (versus, options.backend) {
-        (Versus::Raw, BackendKind::Uring) => bare::round::<raw_uring::Raw>(options, target),
-        (Versus::Raw, BackendKind::Threads) | (Versus::Pread, _) => bare::round::<pool::Pool>(options, target),
-        (Versus::Raw, _) => bare::round::<raw::Raw>(options, target),
-        (Versus::Tokio, _) => bare::round::<tokio_file::Tokio>(options, target),
+        (Versus::Raw, BackendKind::Uring) => bare::round::<raw_uring::Raw>(options, target, latencies),
+        (Versus::Raw, BackendKind::Threads) | (Versus::Pread, _) => {
+            bare::round::<pool::Pool>(options, target, latencies)
+        }
+        (Versus::Raw, _) => bare::round::<raw::Raw>(options, target, latencies),
+        (Versus::Tokio, _) => bare::round::<tokio_file::Tokio>(options, target, latencies),
         (Versus::Qemu, _) => qemu::round(options, target, operations),
         (Versus::Monoio | Versus::TokioUring | Versus::Compio | Versus::Glommio, _) => {
-            peer::round(versus, options, target)
+            peer::round(versus, options, target, latencies)
         }
     }
 }

@@ -98,7 +98,7 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 5, requires = "versus")]
     pub rounds: u32,
 
-    /// Do not read a clock per operation (with --versus: no extra round for latencies)
+    /// Do not read a clock per operation (with --versus: no extra rounds for latencies)
     #[arg(long)]
     pub no_latency: bool,
 

@@ -11,12 +11,13 @@ use crate::meter::Spent;
 use crate::options::{Options, Versus};
 use crate::report::Round;
 use crate::target::Target;
+use crate::work::histogram;
 
 /// The package with the peers.
 const PACKAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/iobench/peers");
 
 /// Runs one round.
-pub fn round(versus: Versus, options: &Options, target: &Target) -> Result<Round, String> {
+pub fn round(versus: Versus, options: &Options, target: &Target, latencies: bool) -> Result<Round, String> {
     let program = options.peers.clone().unwrap_or_else(|| PathBuf::from(PACKAGE).join("target/release/peers"));
     // Refers to the file opened here, whatever its name; the child inherits the CPU pinning.
     let path = format!("/proc/{}/fd/{}", process::id(), target.file.as_fd().as_raw_fd());
@@ -28,7 +29,7 @@ pub fn round(versus: Versus, options: &Options, target: &Target) -> Result<Round
     };
     let output = Command::new(&program)
         .args(["read", versus.name(), "--file", &path, "--direct", &direct, "--depth", &depth])
-        .args(["--blocks", &blocks, "--seed", &seed, limit, &end])
+        .args(["--blocks", &blocks, "--seed", &seed, limit, &end, "--latencies", &u8::from(latencies).to_string()])
         .output()
         .map_err(|error| cannot_run(&program, versus, &error))?;
     if !output.status.success() {
@@ -46,7 +47,14 @@ fn parse(output: &[u8]) -> Option<Round> {
     let time = |name: &str| result[name].as_u64().map(Duration::from_nanos);
     let spent =
         Spent { wall: time("wall_ns")?, cpu: time("cpu_ns")?, user: time("user_ns")?, system: time("system_ns")? };
-    Some(Round::peer(result["operations"].as_u64()?, spent, None))
+    let latencies = result["latencies"].as_array().map(|counts| {
+        let mut all = histogram();
+        for count in counts {
+            all.record_n(count[0].as_u64()?, count[1].as_u64()?).ok()?;
+        }
+        Some(all)
+    });
+    Some(Round::peer(result["operations"].as_u64()?, spent, None, latencies.flatten()))
 }
 
 fn cannot_run(program: &Path, versus: Versus, error: &std::io::Error) -> String {

@@ -20,9 +20,11 @@ use crate::options::Options;
 use crate::target::Target;
 use crate::work::{Work, short};
 
+/// A buffer and its number.
+type Numbered = (usize, AlignedBuf);
 /// Orders carry a buffer and an offset; replies carry the buffer and the result.
-type Order = (AlignedBuf, u64);
-type Done = (AlignedBuf, Result<(), String>);
+type Order = (Numbered, u64);
+type Done = (Numbered, Result<(), String>);
 
 /// The threads, both channels, and the buffers that are not in use by a thread.
 pub struct Pool {
@@ -30,7 +32,7 @@ pub struct Pool {
     orders: Option<Sender<Order>>,
     done: Receiver<Done>,
     threads: Vec<JoinHandle<()>>,
-    idle: Vec<AlignedBuf>,
+    idle: Vec<Numbered>,
 }
 
 impl Bare for Pool {
@@ -48,14 +50,14 @@ impl Bare for Pool {
             thread::Builder::new().spawn(move || serve(&file, &taken, &give_back, write))
         };
         let threads = (0..MAX_THREADS.min(options.depth as usize)).map(thread).collect::<io::Result<_>>()?;
-        let idle = (0..options.depth).map(|_| target.buffer(options)).collect();
+        let idle = (0..options.depth as usize).map(|number| (number, target.buffer(options))).collect();
         Ok(Pool { orders: Some(orders), done, threads, idle })
     }
 
     fn run(&mut self, work: &Rc<Work>) -> Result<(), String> {
         let mut out = 0;
         while let Some(buffer) = self.idle.pop() {
-            let Some(offset) = work.next() else {
+            let Some(offset) = work.next(buffer.0) else {
                 self.idle.push(buffer);
                 break;
             };
@@ -65,7 +67,7 @@ impl Bare for Pool {
         while out > 0 {
             let (buffer, result) = self.done.recv().map_err(|_| "all threads have ended")?;
             result?;
-            match work.next() {
+            match work.next(buffer.0) {
                 Some(offset) => self.order((buffer, offset))?,
                 None => {
                     self.idle.push(buffer);
@@ -89,7 +91,7 @@ fn serve(file: &File, taken: &Mutex<Receiver<Order>>, give_back: &Sender<Done>, 
     loop {
         let order = taken.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok((mut buffer, offset)) = order else { return };
-        let result = transfer(file, &mut buffer, offset, write);
+        let result = transfer(file, &mut buffer.1, offset, write);
         if give_back.send((buffer, result)).is_err() {
             return;
         }

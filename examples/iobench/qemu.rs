@@ -24,7 +24,7 @@ const TRIES: u32 = 6;
 pub fn round(options: &Options, target: &Target, operations: u64) -> Result<Round, String> {
     let warm_up = run(options, target, WARM_UP)?;
     let all = run(options, target, WARM_UP + operations)?;
-    Ok(Round::peer(operations, all.without(&warm_up), None))
+    Ok(Round::peer(operations, all.without(&warm_up), None, None))
 }
 
 /// Runs `qemu-img bench` once.

@@ -102,8 +102,8 @@ impl Bare for Raw {
     }
 
     fn run(&mut self, work: &Rc<Work>) -> Result<(), String> {
-        for request in &mut self.requests {
-            let Some(offset) = work.next() else { break };
+        for (i, request) in self.requests.iter_mut().enumerate() {
+            let Some(offset) = work.next(i) else { break };
             request.aio_offset = offset as i64;
             self.batch[self.ready] = request;
             self.ready += 1;
@@ -208,7 +208,9 @@ impl Raw {
             let verb = if request.aio_lio_opcode == CMD_PWRITE { "write" } else { "read" };
             return Err(failed(verb, request.aio_nbytes, request.aio_offset as u64, result));
         }
-        if let Some(offset) = work.next() {
+        // The number of the buffer.
+        let number = (ptr::from_ref(request).addr() - self.requests.as_ptr().addr()) / size_of::<iocb>();
+        if let Some(offset) = work.next(number) {
             request.aio_offset = offset as i64;
             // SAFETY: the batch has room for every request, and this one was not in it.
             unsafe { *self.batch.get_unchecked_mut(self.ready) = request };

@@ -53,7 +53,7 @@ impl Bare for Raw {
         let (submitter, mut requests, mut completions) = self.ring.split();
         let say = |e: io::Error| format!("io_uring_enter: {e}");
         for (i, request) in self.requests.iter_mut().enumerate() {
-            let Some(offset) = work.next() else { break };
+            let Some(offset) = work.next(i) else { break };
             request.push(&mut requests, i, offset);
             self.in_flight += 1;
         }
@@ -82,7 +82,7 @@ impl Bare for Raw {
                     let verb = if request.write { "write" } else { "read" };
                     return Err(failed(verb, request.block.into(), request.offset, completion.result().into()));
                 }
-                if let Some(offset) = work.next() {
+                if let Some(offset) = work.next(i) {
                     request.push(&mut requests, i, offset);
                     self.in_flight += 1;
                 }

@@ -5,11 +5,10 @@ use std::fmt::Write;
 use coralio::driver::Stats;
 use serde_json::{Value, json};
 
-use crate::coralio_file::Latencies;
 use crate::meter::Spent;
 use crate::options::{Options, Versus};
 use crate::target::Target;
-use crate::work::{Pattern, WARM_UP};
+use crate::work::{Latencies, Pattern, WARM_UP};
 
 /// The result of one timed round of one side.
 #[derive(Clone)]
@@ -40,7 +39,8 @@ pub struct Report {
     versus: Option<Versus>,
     alone: Option<Round>,
     pairs: Vec<Pair>,
-    latencies: Option<Latencies>,
+    /// The latencies of our side and of the opponent.
+    latencies: [Option<Latencies>; 2],
 }
 
 struct Head {
@@ -72,12 +72,12 @@ impl Round {
     }
 
     /// Creates the result of an opponent; `calls` are the submitting and sleeping system calls.
-    pub fn peer(operations: u64, spent: Spent, calls: Option<(u64, u64)>) -> Round {
+    pub fn peer(operations: u64, spent: Spent, calls: Option<(u64, u64)>, latencies: Option<Latencies>) -> Round {
         let mut counts = vec![("requests", operations)];
         if let Some((submits, sleeps)) = calls {
             counts.extend([("submits", submits), ("sleeps", sleeps)]);
         }
-        Round::new(operations, spent, counts, calls.map(|(submits, sleeps)| submits + sleeps), None)
+        Round::new(operations, spent, counts, calls.map(|(submits, sleeps)| submits + sleeps), latencies)
     }
 
     fn new(
@@ -113,12 +113,7 @@ impl Round {
         let total = |i: usize| rounds.iter().map(|round| round.counts[i].1).sum();
         let counts: Vec<_> = rounds[0].counts.iter().enumerate().map(|(i, &(name, _))| (name, total(i))).collect();
         let mut latencies = None::<Latencies>;
-        for more in rounds.iter().filter_map(|round| round.latencies.as_ref()) {
-            match &mut latencies {
-                None => latencies = Some(more.clone()),
-                Some(all) => all.add(more).expect("the same bounds"),
-            }
-        }
+        rounds.iter().for_each(|round| add(&mut latencies, round.latencies.as_ref()));
         Round {
             operations,
             seconds,
@@ -182,13 +177,13 @@ impl Report {
             versus: options.versus,
             alone: None,
             pairs: Vec::new(),
-            latencies: None,
+            latencies: [None, None],
         }
     }
 
     /// Records the only round of a run without an opponent.
     pub fn alone(&mut self, mut round: Round) {
-        self.latencies = round.latencies.take();
+        self.latencies[0] = round.latencies.take();
         self.alone = Some(round);
     }
 
@@ -197,9 +192,10 @@ impl Report {
         self.pairs.push(pair);
     }
 
-    /// Records the latencies of a round that is used for nothing else.
-    pub fn latency(&mut self, round: Round) {
-        self.latencies = round.latencies;
+    /// Records the latencies of one round of each side, whose other figures are not used.
+    pub fn latencies(&mut self, pair: &Pair) {
+        add(&mut self.latencies[0], pair.ours.latencies.as_ref());
+        add(&mut self.latencies[1], pair.peer.latencies.as_ref());
     }
 
     pub fn json(&self) -> String {
@@ -232,13 +228,20 @@ impl Report {
             let each = |pair: &Pair| json!({"ours": pair.ours.json(), versus.name(): pair.peer.json()});
             all["rounds"] = self.pairs.iter().map(each).collect();
         }
-        if let Some(latencies) = &self.latencies {
-            all["latency_ns"] = json!({
+        let quantiles = |latencies: &Latencies| {
+            json!({
                 "p50": latencies.value_at_quantile(0.5),
                 "p99": latencies.value_at_quantile(0.99),
                 "p99_9": latencies.value_at_quantile(0.999),
                 "max": latencies.max(),
-            });
+            })
+        };
+        let [ours, peer] = &self.latencies;
+        if let Some(latencies) = ours {
+            all["latency_ns"] = quantiles(latencies);
+        }
+        if let (Some(versus), Some(latencies)) = (self.versus, peer) {
+            all[versus.name()]["latency_ns"] = quantiles(latencies);
         }
         format!("{all:#}\n")
     }
@@ -251,11 +254,20 @@ impl Report {
         if let Some(versus) = self.versus {
             self.versus(&mut text, versus.label());
         }
-        if let Some(latencies) = &self.latencies {
+        let names = match self.versus {
+            None => ["latency", ""],
+            Some(versus) => {
+                if self.latencies[0].is_some() {
+                    line(&mut text, format_args!("  latencies, from separate rounds:"));
+                }
+                ["coroutines", versus.label()]
+            }
+        };
+        for (name, latencies) in names.into_iter().zip(&self.latencies) {
+            let Some(latencies) = latencies else { continue };
             let at = |quantile| latencies.value_at_quantile(quantile) as f64 / 1000.0;
             let (p50, p99, p99_9) = (at(0.5), at(0.99), at(0.999));
-            let apart = if self.versus.is_none() { "" } else { " (from a separate round)" };
-            line(&mut text, format_args!("  latency  p50 {p50:.1} us   p99 {p99:.1} us   p99.9 {p99_9:.1} us{apart}"));
+            line(&mut text, format_args!("  {name:>15}: p50 {p50:.1} us   p99 {p99:.1} us   p99.9 {p99_9:.1} us"));
         }
         text
     }
@@ -322,6 +334,15 @@ fn alone(text: &mut String, round: &Round, block_size: u64) {
 fn line(text: &mut String, what: std::fmt::Arguments<'_>) {
     // Writing to a String cannot fail.
     let _ = writeln!(text, "{what}");
+}
+
+/// Adds latencies to those of other rounds.
+fn add(all: &mut Option<Latencies>, more: Option<&Latencies>) {
+    match (all, more) {
+        (_, None) => {}
+        (Some(all), Some(more)) => all.add(more).expect("the same bounds"),
+        (all @ None, Some(more)) => *all = Some(more.clone()),
+    }
 }
 
 /// Computes the median of each figure separately; operations, seconds and counters are totals of

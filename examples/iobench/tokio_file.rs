@@ -31,6 +31,7 @@ pub struct Tokio {
 
 /// The file and buffer of one task.
 struct Task {
+    number: usize,
     way: Way,
     buffer: AlignedBuf,
     write: bool,
@@ -50,16 +51,16 @@ impl Bare for Tokio {
         let runtime = runtime::Builder::new_current_thread().build()?;
         let held = target.file.as_fd();
         let shared = Arc::new(fs::File::from(held.try_clone_to_owned()?));
-        let task = |_| {
+        let task = |number| {
             let way = if target.file.is_direct() {
                 Way::Blocking(Arc::clone(&shared))
             } else {
                 let path = format!("/proc/self/fd/{}", held.as_raw_fd());
                 Way::File(File::from_std(fs::File::options().read(!options.write).write(options.write).open(path)?))
             };
-            Ok(Task { way, buffer: target.buffer(options), write: options.write })
+            Ok(Task { number, way, buffer: target.buffer(options), write: options.write })
         };
-        let tasks = (0..options.depth).map(task).collect::<io::Result<_>>()?;
+        let tasks = (0..options.depth as usize).map(task).collect::<io::Result<_>>()?;
         Ok(Tokio { runtime, tasks })
     }
 
@@ -81,7 +82,7 @@ impl Bare for Tokio {
 
 impl Task {
     async fn run(mut self, work: Rc<Work>) -> Result<Task, String> {
-        while let Some(offset) = work.next() {
+        while let Some(offset) = work.next(self.number) {
             if let Err(why) = self.transfer(offset).await {
                 work.stop();
                 return Err(why);
@@ -91,7 +92,7 @@ impl Task {
     }
 
     async fn transfer(&mut self, offset: u64) -> Result<(), String> {
-        let Task { way, buffer, write } = self;
+        let Task { way, buffer, write, .. } = self;
         let write = *write;
         match way {
             Way::File(file) => {

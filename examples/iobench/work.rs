@@ -1,9 +1,14 @@
-//! The work: the sequence of offsets, and the end condition. Both implementations take their
-//! offsets from it, so they do the same work and pay the same cost for them.
+//! The work: the sequence of offsets, and the end condition. All implementations take their offsets
+//! from it, so they do the same work and pay the same cost for them.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+
+/// Latencies in nanoseconds, to three significant digits.
+pub type Latencies = Histogram<u64>;
 
 /// Number of operations before the clock starts: they fault in the memory and fill caches and
 /// predictors.
@@ -43,10 +48,34 @@ pub struct Work {
     /// Operations handed out so far, plus `left`.
     granted: Cell<u64>,
     until: Cell<Option<Instant>>,
+    latencies: Option<RefCell<Stopwatch>>,
+}
+
+/// Measures the latency of each operation, at one reading of the clock per operation: an operation
+/// lasts until the next one with the same buffer begins.
+struct Stopwatch {
+    /// When the latest operation of each buffer began.
+    began: Vec<Option<Instant>>,
+    latencies: Latencies,
+}
+
+impl Stopwatch {
+    fn lap(&mut self, buffer: usize) {
+        let now = Instant::now();
+        if let Some(began) = self.began[buffer].replace(now) {
+            self.latencies.saturating_record((now - began).as_nanos() as u64);
+        }
+    }
+}
+
+/// Covers one nanosecond to one minute; longer operations count as one minute.
+pub fn histogram() -> Latencies {
+    Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("constant bounds, in order")
 }
 
 impl Work {
-    pub fn new(block: u64, blocks: u64, pattern: Pattern) -> Work {
+    /// With `buffers`, measures latencies.
+    pub fn new(block: u64, blocks: u64, pattern: Pattern, buffers: Option<u32>) -> Work {
         let (pattern, state) = match pattern {
             Pattern::Random { seed } => (pattern, seed),
             Pattern::Steps { blocks: step } => (Pattern::Steps { blocks: step % blocks }, 0),
@@ -59,11 +88,18 @@ impl Work {
             left: Cell::new(0),
             granted: Cell::new(0),
             until: Cell::new(None),
+            latencies: buffers
+                .map(|count| RefCell::new(Stopwatch { began: vec![None; count as usize], latencies: histogram() })),
         }
     }
 
     /// Begins a new round. The sequence of offsets continues.
     pub fn begin(&self, limit: Limit) {
+        if let Some(stopwatch) = &self.latencies {
+            let mut stopwatch = stopwatch.borrow_mut();
+            stopwatch.began.fill(None);
+            stopwatch.latencies.reset();
+        }
         let (left, until) = match limit {
             Limit::Ops(count) => (count, None),
             Limit::Time(time) => (CHUNK, Instant::now().checked_add(time)),
@@ -73,9 +109,13 @@ impl Work {
         self.until.set(until);
     }
 
-    /// Returns the next offset, or `None` when the work is done.
+    /// Returns the next offset for a buffer whose operation, if any, is done; `None` when the work is
+    /// done.
     #[inline]
-    pub fn next(&self) -> Option<u64> {
+    pub fn next(&self, buffer: usize) -> Option<u64> {
+        if let Some(stopwatch) = &self.latencies {
+            stopwatch.borrow_mut().lap(buffer);
+        }
         let left = self.left.get();
         if left == 0 {
             return self.more();
@@ -89,6 +129,11 @@ impl Work {
         self.granted.set(self.done());
         self.left.set(0);
         self.until.set(None);
+    }
+
+    /// Returns the latencies since `begin`, if they are measured.
+    pub fn latencies(&self) -> Option<Latencies> {
+        self.latencies.as_ref().map(|stopwatch| stopwatch.borrow().latencies.clone())
     }
 
     /// Returns the number of operations handed out since `begin`.

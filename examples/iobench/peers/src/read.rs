@@ -16,7 +16,7 @@ use std::rc::Rc;
 
 use crate::Arguments;
 use crate::meter::{Moment, Spent};
-use crate::work::{Limit, Pattern, WARM_UP, Work};
+use crate::work::{Latencies, Limit, Pattern, WARM_UP, Work};
 use block::{BLOCK, Block};
 
 /// The work of one round.
@@ -38,11 +38,13 @@ pub fn run(peer: &str, arguments: &Arguments) -> Result<String, String> {
         return Err(format!("{}: less than one block of {BLOCK} bytes", path.display()));
     }
     let pattern = Pattern::Random { seed: arguments.get("seed", 1)? };
+    let depth = arguments.get("depth", 32)?;
+    let measured = (arguments.get("latencies", 0)? != 0).then_some(depth);
     let job = Job {
         path: path.clone(),
         direct: arguments.get("direct", 1)? != 0,
-        depth: arguments.get("depth", 32)?,
-        work: Rc::new(Work::new(BLOCK as u64, blocks, pattern)),
+        depth,
+        work: Rc::new(Work::new(BLOCK as u64, blocks, pattern, measured)),
         limit: arguments.limit()?,
     };
     let spent = match peer {
@@ -57,9 +59,14 @@ pub fn run(peer: &str, arguments: &Arguments) -> Result<String, String> {
     let [wall, cpu, user, system] = [spent.wall, spent.cpu, spent.user, spent.system].map(|time| time.as_nanos());
     let operations = job.work.done();
     let each = cpu as f64 / operations as f64;
+    let count = |latencies: Latencies| {
+        let pairs = latencies.iter_recorded().map(|one| format!("[{}, {}]", one.value_iterated_to(), one.count_at_value()));
+        pairs.collect::<Vec<_>>().join(", ")
+    };
+    let latencies = job.work.latencies().map_or(String::new(), |all| format!(", \"latencies\": [{}]", count(all)));
     Ok(format!(
         "{{\"peer\": \"{peer}\", \"operations\": {operations}, \"wall_ns\": {wall}, \"cpu_ns\": {cpu}, \"user_ns\": \
-         {user}, \"system_ns\": {system}, \"cpu_ns_per_operation\": {each:.1}}}\n"
+         {user}, \"system_ns\": {system}, \"cpu_ns_per_operation\": {each:.1}{latencies}}}\n"
     ))
 }
 

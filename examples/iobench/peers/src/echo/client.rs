@@ -37,12 +37,12 @@ impl Client {
 
     /// Echoes until the limit, and returns the number of echoes. Nothing is under way afterwards.
     pub fn run(&mut self, limit: Limit) -> io::Result<u64> {
-        let work = Work::new(1, 1, Pattern::Steps { blocks: 1 });
+        let work = Work::new(1, 1, Pattern::Steps { blocks: 1 }, None);
         work.begin(limit);
         let mut message = [b'x'; MESSAGE];
         let mut under_way = 0;
-        for mut stream in &self.streams {
-            if work.next().is_some() {
+        for (i, mut stream) in self.streams.iter().enumerate() {
+            if work.next(i).is_some() {
                 stream.write_all(&message)?;
                 under_way += 1;
             }
@@ -55,7 +55,7 @@ impl Client {
             for event in &events[..ready] {
                 let mut stream = &self.streams[event.u64 as usize];
                 stream.read_exact(&mut message)?;
-                match work.next() {
+                match work.next(event.u64 as usize) {
                     Some(_) => stream.write_all(&message)?,
                     None => under_way -= 1,
                 }

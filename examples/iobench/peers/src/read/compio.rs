@@ -16,7 +16,7 @@ pub fn run(job: &Job) -> io::Result<Spent> {
     Runtime::new()?.block_on(async {
         let file = Rc::new(OpenOptions::new().read(true).custom_flags(job.flags()).open(&job.path).await?);
         let all_tasks = async || {
-            let tasks: Vec<_> = (0..job.depth).map(|_| spawn(task(file.clone(), job.work.clone()))).collect();
+            let tasks: Vec<_> = (0..job.depth).map(|number| spawn(task(file.clone(), job.work.clone(), number as usize))).collect();
             for task in tasks {
                 task.await.map_err(|_| io::Error::other("a task has panicked"))??;
             }
@@ -26,9 +26,9 @@ pub fn run(job: &Job) -> io::Result<Spent> {
     })
 }
 
-async fn task(file: Rc<File>, work: Rc<Work>) -> io::Result<()> {
+async fn task(file: Rc<File>, work: Rc<Work>, number: usize) -> io::Result<()> {
     let mut block = Block::new();
-    while let Some(offset) = work.next() {
+    while let Some(offset) = work.next(number) {
         let BufResult(result, back) = file.read_at(block, offset).await;
         whole(result?)?;
         block = back;

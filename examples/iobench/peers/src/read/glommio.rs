@@ -17,7 +17,7 @@ pub fn run(job: &Job) -> io::Result<Spent> {
     LocalExecutorBuilder::new(Placement::Unbound).make()?.run(async {
         let file = Rc::new(OpenOptions::new().read(true).dma_open(&job.path).await?);
         let all_tasks = async || {
-            let tasks: Vec<_> = (0..job.depth).map(|_| spawn_local(task(file.clone(), job.work.clone()))).collect();
+            let tasks: Vec<_> = (0..job.depth).map(|number| spawn_local(task(file.clone(), job.work.clone(), number as usize))).collect();
             for task in tasks {
                 task.await?;
             }
@@ -27,8 +27,8 @@ pub fn run(job: &Job) -> io::Result<Spent> {
     })
 }
 
-async fn task(file: Rc<DmaFile>, work: Rc<Work>) -> io::Result<()> {
-    while let Some(offset) = work.next() {
+async fn task(file: Rc<DmaFile>, work: Rc<Work>, number: usize) -> io::Result<()> {
+    while let Some(offset) = work.next(number) {
         whole(file.read_at_aligned(offset, super::BLOCK).await?.len())?;
     }
     Ok(())

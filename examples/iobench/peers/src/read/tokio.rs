@@ -17,7 +17,7 @@ pub fn run(job: &Job) -> io::Result<Spent> {
     let runtime = Builder::new_current_thread().build()?;
     let file = Arc::new(job.open()?);
     let all_tasks = async || {
-        let tasks: Vec<_> = (0..job.depth).map(|_| spawn_local(task(file.clone(), job.work.clone()))).collect();
+        let tasks: Vec<_> = (0..job.depth).map(|number| spawn_local(task(file.clone(), job.work.clone(), number as usize))).collect();
         for task in tasks {
             task.await??;
         }
@@ -26,9 +26,9 @@ pub fn run(job: &Job) -> io::Result<Spent> {
     LocalSet::new().block_on(&runtime, job.measure(all_tasks))
 }
 
-async fn task(file: Arc<File>, work: Rc<Work>) -> io::Result<()> {
+async fn task(file: Arc<File>, work: Rc<Work>, number: usize) -> io::Result<()> {
     let mut block = Block::new();
-    while let Some(offset) = work.next() {
+    while let Some(offset) = work.next(number) {
         let file = file.clone();
         let read = move || file.read_at(block.bytes(), offset).map(|count| (count, block));
         let (count, back) = spawn_blocking(read).await??;
