@@ -245,7 +245,9 @@ impl EventSource for Driver {
     }
 
     fn is_ready(&self, token: HomeToken<'_>) -> bool {
-        self.engines().any(|engine| engine.is_ready(token))
+        self.engine.is_ready(token)
+            || self.memory_engine().is_some_and(|memory| memory.is_ready(token))
+            || self.on_threads().is_some_and(|fallback| fallback.is_ready(token))
     }
 
     fn is_idle(&self) -> bool {

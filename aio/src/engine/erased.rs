@@ -199,6 +199,15 @@ fn outside_a_coroutine() -> ! {
     panic!("I/O outside a coroutine: only a coroutine can wait for it; call it inside `run(|| ..)` or `spawn`")
 }
 
+impl<B: Backend, G: Guards> Engine<B, G> {
+    /// Returns whether there is a completion to reap, or a request to submit.
+    #[inline]
+    fn has_work(&self) -> bool {
+        // SAFETY: only checks for a completion, which needs no lock.
+        self.can_submit() || unsafe { self.backend.peek_completion() }.is_some()
+    }
+}
+
 /// The loop's calls, which the driver passes on.
 impl<B: Backend, G: Guards> EventSource for Engine<B, G> {
     fn dispatch(&self, token: LoopToken<'_>) -> bool {
@@ -214,7 +223,8 @@ impl<B: Backend, G: Guards> EventSource for Engine<B, G> {
         if !self.owner.is(|context| token.is_of(context)) {
             return false;
         }
-        if self.pending.len() == 0 && self.in_flight.load(Ordering::Relaxed) == 0 {
+        // Often called twice, at the end of an iteration and before a sleep.
+        if !self.has_work() {
             return false;
         }
         let here = token.at_home();
@@ -236,9 +246,7 @@ impl<B: Backend, G: Guards> EventSource for Engine<B, G> {
     }
 
     fn is_ready(&self, token: HomeToken<'_>) -> bool {
-        // SAFETY: only checks for a completion, which needs no lock.
-        self.owner.is(|context| token.is_of(context))
-            && (unsafe { self.backend.peek_completion() }.is_some() || self.can_submit())
+        self.owner.is(|context| token.is_of(context)) && self.has_work()
     }
 
     fn is_idle(&self) -> bool {
