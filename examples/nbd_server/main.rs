@@ -14,14 +14,16 @@
 //!   client <------ one write sends all replies            reply.rs
 //! ```
 //!
-//! CPU time per 4 KiB read of the same sparse file, with the same client on the same CPU
+//! CPU time per 4 KiB read of the same raw file, with the same client on the same CPU
 //! (`nbd_bench --pin 1 --file FILE`). The other server is `qemu-nbd` with native AIO and no cache:
 //!
 //! | coralio / `qemu-nbd`, lower is better | depth 1 | depth 16 | depth 64 |
 //! |---|---|---|---|
-//! | raw | 0.76 to 0.80 | 0.15 to 0.16 | 0.14 |
+//! | sparse, ext4 | 0.64 to 0.73 | 0.15 | 0.14 |
+//! | random data, ext4 | 0.64 to 0.65 | | |
+//! | sparse, tmpfs | 0.71 to 0.73 | 0.16 | 0.14 |
 //!
-//! The rate of raw reads is 1.2, 6.3 to 6.7 and 7.4 times that of `qemu-nbd`.
+//! The rate of reads of sparse files is 1.2 to 1.4, 6.4 to 6.7 and 7.3 times that of `qemu-nbd`.
 //!
 //! One client cannot starve another (`turn.rs`, `budget.rs`, `flushes.rs`, `limits.rs`). Median
 //! latency of a client's 512-byte reads, in milliseconds, while another client floods the server;
