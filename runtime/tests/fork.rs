@@ -241,7 +241,7 @@ fn returning_child_leaks_the_remaining_coroutines() {
     assert_success(&run);
     let said = String::from_utf8_lossy(&run.stderr);
     assert!(
-        said.contains("returned from its parent's context, leaking its copies of 1 coroutines; call exec or _exit"),
+        said.contains("returned from its parent's context, leaking its copies of 1 coroutine; call exec or _exit"),
         "{said}"
     );
 }

@@ -48,7 +48,8 @@ unsafe extern "C" fn after_fork() {
 pub(super) fn report_leak(scheduler: &Scheduler) {
     let left = scheduler.live_in_any_order().count();
     report(format_args!(
-        "coralio: a forked child returned from its parent's context, leaking its copies of {left} coroutines; call exec \
-         or _exit in the child, or fork before `run`"
+        "coralio: a forked child returned from its parent's context, leaking its copies of {left} {}; call exec or \
+         _exit in the child, or fork before `run`",
+        if left == 1 { "coroutine" } else { "coroutines" }
     ));
 }

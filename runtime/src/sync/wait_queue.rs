@@ -126,29 +126,16 @@ impl<P: Default, S> WaitQueue<P, S> {
         before_sleep: impl FnOnce(),
         gone: impl Fn(Abandoned<'_, P, S>),
     ) -> Result<P, P> {
-        self.wait_unless(Coroutine::is_cancelled, locked, payload, reason, before_sleep, gone)
+        self.wait_while_queued(Coroutine::is_cancelled, true, locked, payload, reason, before_sleep, gone)
     }
 
-    /// Waits like `wait`, but ends early, without the grant, once `cancelled` returns true after a
-    /// wake, or in a destructor on the coroutine's own unwinding stack. The error has the payload.
+    /// Waits like `wait`. If `can_fail`, ends early, without the grant, once `cancelled` returns true
+    /// after a wake, or in a destructor on the coroutine's own unwinding stack; the error has the
+    /// payload.
     ///
     /// # Control
     ///
-    /// May yield.
-    #[track_caller]
-    pub(crate) fn wait_unless(
-        &self,
-        cancelled: impl Fn(&Coroutine) -> bool,
-        locked: Locked<'_, P, S>,
-        payload: P,
-        reason: WaitReason,
-        before_sleep: impl FnOnce(),
-        gone: impl Fn(Abandoned<'_, P, S>),
-    ) -> Result<P, P> {
-        self.wait_while_queued(cancelled, true, locked, payload, reason, before_sleep, gone)
-    }
-
-    /// Waits like `wait_unless` if `can_fail`, otherwise like `wait`.
+    /// Yields.
     #[track_caller]
     #[expect(clippy::too_many_arguments, reason = "one more than the two functions that call it")]
     fn wait_while_queued(
@@ -322,7 +309,7 @@ impl<P, S> Locked<'_, P, S> {
         let node = unsafe { self.inside().head.as_ref() }?;
         self.remove(node);
         let waker = node.waker.take();
-        // Release pairs with the acquires in `wait_unless` and `leave`. After the
+        // Release pairs with the acquires in `wait_while_queued` and `leave`. After the
         // store the node belongs to its owner.
         node.granted.store(true, Ordering::Release);
         waker
@@ -355,7 +342,10 @@ mod tests {
                     drop(locked.grant_first());
                     is_over
                 };
-                let wait = || queue.wait_unless(check_then_grant, queue.lock(), 0, WaitReason::Enter, || (), |_| ());
+                let wait = || {
+                    let locked = queue.lock();
+                    queue.wait_while_queued(check_then_grant, true, locked, 0, WaitReason::Enter, || (), |_| ())
+                };
                 timeout(Duration::ZERO, wait)
             });
             assert_eq!(waiter.join().unwrap(), Ok(Ok(7)));
