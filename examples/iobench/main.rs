@@ -94,23 +94,24 @@ fn bench(options: &Options) -> Result<String, String> {
     if let Some(versus) = options.versus {
         for _ in 0..options.rounds {
             // Alternate, so that changes in the state of the machine affect both sides equally.
-            report.pair(pair(versus, options, &target, false)?);
-            // Reading the clock for each operation costs CPU time, hence separate rounds.
+            let ours = coralio_file::round(options, &target, false, || ())?;
+            let peer = opponent(versus, options, &target, ours.operations(), false)?;
+            report.pair(Pair { ours, peer });
+            // In separate rounds, because reading the clock for each operation costs CPU time.
             if !options.no_latency {
-                report.latencies(&pair(versus, options, &target, true)?);
+                let ours = coralio_file::round(options, &target, true, || ())?;
+                // qemu-img does not measure latencies.
+                let peer = match versus {
+                    Versus::Qemu => None,
+                    _ => Some(opponent(versus, options, &target, ours.operations(), true)?),
+                };
+                report.latencies(&ours, peer.as_ref());
             }
         }
     } else {
         report.alone(coralio_file::round(options, &target, !options.no_latency, || ())?);
     }
     Ok(show(options, &report))
-}
-
-/// Runs one round of each side.
-fn pair(versus: Versus, options: &Options, target: &Target, latencies: bool) -> Result<Pair, String> {
-    let ours = coralio_file::round(options, target, latencies, || ())?;
-    let peer = opponent(versus, options, target, ours.operations(), latencies)?;
-    Ok(Pair { ours, peer })
 }
 
 fn show(options: &Options, report: &Report) -> String {

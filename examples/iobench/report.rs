@@ -193,9 +193,9 @@ impl Report {
     }
 
     /// Records the latencies of one round of each side, whose other figures are not used.
-    pub fn latencies(&mut self, pair: &Pair) {
-        add(&mut self.latencies[0], pair.ours.latencies.as_ref());
-        add(&mut self.latencies[1], pair.peer.latencies.as_ref());
+    pub fn latencies(&mut self, ours: &Round, peer: Option<&Round>) {
+        add(&mut self.latencies[0], ours.latencies.as_ref());
+        add(&mut self.latencies[1], peer.and_then(|peer| peer.latencies.as_ref()));
     }
 
     pub fn json(&self) -> String {

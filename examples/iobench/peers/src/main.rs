@@ -22,6 +22,7 @@ use std::str::FromStr;
 
 const USAGE: &str = "usage:
   peers read PEER --file FILE [--direct 0|1] [--blocks N] [--depth N] [--seed N] [--seconds S | --ops N] [--pin CPU]
+    [--latencies 0|1]
     PEER: monoio, tokio-uring, compio, glommio or tokio
   peers echo SERVER... [--connections N] [--buffer BYTES] [--seconds S | --ops N] [--rounds N] [--pin CPU]
   peers serve SERVER [--connections N] [--buffer BYTES]
