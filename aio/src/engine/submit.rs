@@ -207,9 +207,17 @@ impl<B: Backend, G: Guards> Engine<B, G> {
 
     /// Handles a submit's error, which concerns only the first request: fails that request, and
     /// submits the rest. Reaps as `submit_from`.
+    ///
+    /// # Control
+    ///
+    /// May enter coroutines.
     #[cold]
-    fn fail_and_submit_rest(&self, here: Option<HomeRef<'_>>, lock: PollLock<'_>, error: io::Error) -> bool {
-        let (mut lock, mut error) = (lock, error);
+    fn fail_and_submit_rest<'h>(
+        &self,
+        here: Option<HomeRef<'h>>,
+        mut lock: PollLock<'h>,
+        mut error: io::Error,
+    ) -> bool {
         let mut progress = false;
         // Failed requests may be resubmitted immediately by their coroutines. The number of
         // attempts is bounded, so that the loop gets its turn.

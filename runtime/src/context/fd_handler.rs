@@ -114,7 +114,8 @@ pub(crate) type Watches = Table<Watch>;
 
 /// The contribution of a level-triggered watch to [`Queues::interested`].
 const LEVEL: u64 = 1 << 32;
-/// Set in the tokens of edge-triggered watches, which epoll returns ([`Key::token`] leaves it 0).
+/// Set in the tokens of edge-triggered watches, which epoll returns, and in [`NOTIFY_TOKEN`].
+/// [`Key::token`](crate::context::registration::Key::token) leaves it 0.
 const EDGE: u64 = 1 << 63;
 
 #[derive(Default)]

@@ -406,7 +406,7 @@ impl<S> CoFd<S> {
             return Err(Cancelled.into());
         }
         let limit = match self.socket_type {
-            Some(_) => self.time_limits.next(self.raw, direction.option, home)?,
+            Some(_) => self.time_limits.limit(self.raw, direction.option, home)?,
             None => None,
         };
         match limit {

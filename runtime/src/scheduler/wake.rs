@@ -58,7 +58,7 @@ impl Scheduler {
         match self.local(block).state.get() {
             State::Entered => self.left_entered(block),
             State::Suspended if !self.ending.get() => self.wake_suspended(block),
-            _ => {}
+            State::Suspended | State::Scheduled | State::Finished | State::Free => {}
         }
     }
 
@@ -71,6 +71,7 @@ impl Scheduler {
         }
     }
 
+    // Out of line: a request that completes within its submit finds its coroutine entered.
     #[inline(never)]
     #[track_caller]
     fn wake_suspended(&self, block: &'static ControlBlock) {

@@ -135,7 +135,7 @@ impl<P: Default, S> WaitQueue<P, S> {
     ///
     /// # Control
     ///
-    /// Yields.
+    /// May yield.
     #[track_caller]
     #[expect(clippy::too_many_arguments, reason = "one more than the two functions that call it")]
     fn wait_while_queued(

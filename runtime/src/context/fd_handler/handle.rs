@@ -107,7 +107,7 @@ impl AioContext {
     }
 
     /// Watches a descriptor edge-triggered: epoll reports each change once, to the listener. The
-    /// descriptor stays open until the watch has ended.
+    /// caller keeps the descriptor open until the watch has ended.
     #[track_caller]
     pub(crate) fn watch_edges(
         &self,

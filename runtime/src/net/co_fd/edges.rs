@@ -137,29 +137,32 @@ impl Direction<'_> {
     #[track_caller]
     pub(super) fn wait(&self, home: &LocalContext, reason: WaitReason, limit: Option<&TimeLimit>) -> io::Result<()> {
         /// Leaves the waiters when the coroutine unwinds.
-        struct Waiter<'a>(&'a Edges, BlockRef);
+        struct Waiter<'a> {
+            edges: &'a Edges,
+            id: BlockRef,
+        }
         impl Drop for Waiter<'_> {
             #[cold]
             fn drop(&mut self) {
-                self.0.waiters.lock().remove(self.1);
+                self.edges.waiters.lock().remove(self.id);
             }
         }
         let scheduler = &home.scheduler;
         let Some(block) = scheduler.running() else { would_block() };
-        let waiter = Waiter(self.edges, block.id());
+        let waiter = Waiter { edges: self.edges, id: block.id() };
         let mut timer = None;
         let mut refused = false;
         loop {
             let mut waiters = self.edges.waiters.lock();
             // Under the lock: an edge after this comparison finds the waiter.
             if !self.is_exhausted() {
-                waiters.remove(waiter.1);
+                waiters.remove(waiter.id);
                 mem::forget(waiter);
                 return Ok(());
             }
             let is_over = limit.is_some_and(|limit| limit.is_over(home));
             if refused || is_over || scheduler.is_cancelled(block) {
-                waiters.remove(waiter.1);
+                waiters.remove(waiter.id);
                 drop(waiters);
                 mem::forget(waiter);
                 // The commit point: no edge will wake this coroutine. Only now may a timeout be
@@ -167,10 +170,10 @@ impl Direction<'_> {
                 let cancelled = scheduler.cut_short(block).into();
                 return Err(limit.filter(|_| is_over).map_or(cancelled, TimeLimit::error));
             }
-            waiters.insert(waiter.1);
+            waiters.insert(waiter.id);
             drop(waiters);
             if let (Some(limit), None) = (limit, &timer) {
-                timer = Some(limit.arm(home, waiter.1));
+                timer = Some(limit.arm(home, waiter.id));
             }
             refused = scheduler.try_suspend_for(reason).is_err();
         }

@@ -50,7 +50,7 @@ impl TimeLimits {
 
     /// Returns the limit of a wait that begins now; `None` if the socket has none.
     #[inline]
-    pub(super) fn next(&self, raw: RawFd, option: Timeout, home: &LocalContext) -> io::Result<Option<TimeLimit>> {
+    pub(super) fn limit(&self, raw: RawFd, option: Timeout, home: &LocalContext) -> io::Result<Option<TimeLimit>> {
         if self.is_sole_handle.get() && self.known(option).get() == Some(None) {
             return Ok(None);
         }
