@@ -115,6 +115,9 @@ pub unsafe trait Backend: Send + Sync + 'static {
     /// the thread that submitted it.
     const SUBMITS_AT_HOME: bool = false;
 
+    /// Whether the backend can [defer](Self::defer) entries.
+    const DEFERS: bool = false;
+
     /// A request in the backend's own form.
     type Entry: Send;
 
@@ -163,8 +166,8 @@ pub unsafe trait Backend: Send + Sync + 'static {
     /// Returns the key that an entry was prepared with.
     fn key(&self, entry: &Self::Entry) -> u64;
 
-    /// Submits as many of `entries` as the kernel accepts, from the front, in one system call.
-    /// Returns their number (at least 1 if `entries` is not empty).
+    /// Submits the deferred entries and as many of `entries` as the kernel accepts, from the front,
+    /// in one system call. Returns the number of the latter (at least 1 if `entries` is not empty).
     ///
     /// # Errors
     ///
@@ -178,6 +181,25 @@ pub unsafe trait Backend: Send + Sync + 'static {
     /// home](Self::SUBMITS_AT_HOME), no other thread is in [`wait`](Self::wait) with a descriptor,
     /// and the calling thread does not end before each entry has completed.
     unsafe fn submit(&self, entries: &mut [Self::Entry]) -> io::Result<usize>;
+
+    /// Accepts as many of `entries` as there is room for, from the front, without a system call: the
+    /// next [`submit`](Self::submit) or [`wait`](Self::wait) passes them to the kernel. Returns
+    /// their number, which is 0 if the backend [does not defer](Self::DEFERS).
+    ///
+    /// # Safety
+    ///
+    /// As [`submit`](Self::submit).
+    unsafe fn defer(&self, entries: &mut [Self::Entry]) -> usize {
+        let _ = entries;
+        0
+    }
+
+    /// Returns whether there are deferred entries that the kernel has not consumed. Reads memory
+    /// only.
+    #[inline]
+    fn has_deferred(&self) -> bool {
+        false
+    }
 
     /// Asks for the in-flight request with this key to complete soon, with `ECANCELED` or its
     /// regular result. A backend that cannot do this does nothing: the completion arrives in any
@@ -209,8 +231,8 @@ pub unsafe trait Backend: Send + Sync + 'static {
     /// completion, which the caller delivers to its request exactly once.
     unsafe fn advance(&self);
 
-    /// Sleeps until a completion is on the ring, `other` (if given) is readable, or `timeout`
-    /// expires (`None`: never). Leaves the ring unchanged. The sleep may end early, for example by
+    /// Submits the deferred entries, and sleeps until a completion is on the ring, `other` (if given)
+    /// is readable, or `timeout` expires (`None`: never). Leaves the ring of completions unchanged. The sleep may end early, for example by
     /// a signal, which is not an error.
     ///
     /// `other` is identified by its number: a descriptor that was passed here must not be closed

@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use coralio_runtime::{AioContext, EventSource, HomeToken, LoopToken};
+use coralio_runtime::{AioContext, EventSource, Flush, HomeToken, LoopToken, SourceState};
 
 use crate::backend::Backend;
 use crate::backend::simulated::SimulatedBackend;
@@ -236,22 +236,18 @@ impl EventSource for Driver {
         self.on_threads().is_some_and(|fallback| fallback.dispatch(token)) || progress
     }
 
-    fn flush(&self, token: LoopToken<'_>, all: bool) -> bool {
-        let mut progress = self.engine.flush(token, all);
+    fn flush(&self, token: LoopToken<'_>, when: Flush) -> bool {
+        let mut progress = self.engine.flush(token, when);
         if let Some(memory) = self.memory_engine() {
-            progress |= memory.flush(token, all);
+            progress |= memory.flush(token, when);
         }
-        self.on_threads().is_some_and(|fallback| fallback.flush(token, all)) || progress
+        self.on_threads().is_some_and(|fallback| fallback.flush(token, when)) || progress
     }
 
-    fn is_ready(&self, token: HomeToken<'_>) -> bool {
-        self.engine.is_ready(token)
-            || self.memory_engine().is_some_and(|memory| memory.is_ready(token))
-            || self.on_threads().is_some_and(|fallback| fallback.is_ready(token))
-    }
-
-    fn is_idle(&self) -> bool {
-        self.engines().all(|engine| engine.is_idle())
+    fn state(&self) -> SourceState {
+        let memory = self.memory_engine().map_or(SourceState::Idle, |memory| memory.state());
+        let fallback = self.on_threads().map_or(SourceState::Idle, |fallback| fallback.state());
+        self.engine.state().min(memory).min(fallback)
     }
 
     fn describe(&self) -> String {
@@ -265,7 +261,12 @@ impl EventSource for Driver {
         description
     }
 
-    fn sleep(&self, token: HomeToken<'_>, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {
+    fn sleep(
+        &self,
+        token: HomeToken<'_>,
+        other: BorrowedFd<'_>,
+        timeout: Option<Duration>,
+    ) -> Option<io::Result<bool>> {
         if let Some(memory) = &self.memory {
             if let Some(slept) = memory.sleep(token, other, timeout) {
                 return Some(slept);

@@ -9,7 +9,8 @@
 //!                               a loop iteration?
 //!                               no: submit   ------>  in flight
 //!                               yes: batched,         ...
-//!                                 flush submits       done  ----------->  in_flight decremented
+//!                                 flush or sleep      done  ----------->  in_flight decremented
+//!                                 submits
 //!                                                                         cursor advanced
 //!     result there?     <------------------ woken, unless entered ------- result stored
 //!     returns
@@ -25,11 +26,12 @@ use std::io;
 use std::marker::PhantomData;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use coralio_runtime::{AioContext, Cancelled, check_cancelled};
 
+use deferral::Deferral;
 use guards::{AllGuards, Guards, PartialSubmit, may_wedge};
 use owner::Owner;
 use request::{Requests, Slot};
@@ -37,6 +39,7 @@ use stats::{Counters, Detour, Stats, SubmitTimer, add};
 use submit::SubmissionQueue;
 use transfer::{Request, submit_and_wait};
 
+mod deferral;
 pub(crate) mod erased;
 pub mod guards;
 mod owner;
@@ -52,7 +55,7 @@ pub use crate::backend::{
     Backend, Completion, Opcode, Operation, io_uring, linux_aio, scripted, simulated, thread_pool,
 };
 #[doc(inline)]
-pub use coralio_runtime::{EventSource, HomeLockGuard, HomeRef, HomeToken, LoopToken};
+pub use coralio_runtime::{EventSource, Flush, HomeLockGuard, HomeRef, HomeToken, LoopToken, SourceState};
 
 /// Submits a context's requests to one backend and delivers their completions. Each context has at
 /// most one engine.
@@ -73,13 +76,14 @@ pub struct Engine<B: Backend, G: Guards = AllGuards> {
     in_flight: AtomicU32,
     /// Number of plugs. Written by any thread, without the lock.
     plug_depth: AtomicU32,
-    /// Immediate submits on a full queue since the last `dispatch`.
-    immediate_submits: AtomicU32,
+    /// Work of the immediate submits on a full queue since the last `dispatch`.
+    immediate_work: AtomicU64,
     /// Consecutive loop iterations that skipped the flush because of a plug.
     plugged_rounds: AtomicU32,
     /// Set when the backend did not accept everything: no submit until a completion is reaped,
     /// unless nothing is in flight.
     blocked: AtomicBool,
+    deferral: Deferral,
     counters: Counters,
     submit_timer: SubmitTimer,
     _guards: PhantomData<G>,
@@ -105,9 +109,10 @@ impl<B: Backend, G: Guards> Engine<B, G> {
             pending: SubmissionQueue::new(),
             in_flight: AtomicU32::new(0),
             plug_depth: AtomicU32::new(0),
-            immediate_submits: AtomicU32::new(0),
+            immediate_work: AtomicU64::new(0),
             plugged_rounds: AtomicU32::new(0),
             blocked: AtomicBool::new(false),
+            deferral: Deferral::default(),
             counters: Counters::default(),
             submit_timer: SubmitTimer::new(),
             _guards: PhantomData,
@@ -165,7 +170,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
                     // The request was removed before the backend accepted it.
                     return -i64::from(libc::ECANCELED);
                 }
-                abort(&format!("a request is neither pending nor in flight: it is lost ({})", self.state()));
+                abort(&format!("a request is neither pending nor in flight: it is lost ({})", self.describe_state()));
             }
             // Otherwise submit failed with EAGAIN, and nothing in flight would end a sleep: retry
             // (rule E2).
@@ -224,7 +229,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
         let context = self.owner.get();
         let is_there = || context.is_some() && self.owner.get().map(ptr::from_ref) == context.map(ptr::from_ref);
         if let Some(context) = context {
-            context.poll_while(|| is_there() && !self.is_idle());
+            context.poll_while(|| is_there() && self.state() != SourceState::Idle);
         }
         if is_there() {
             return Ok(());
@@ -263,7 +268,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
     }
 
     /// Formats the engine's state for an error report.
-    pub(crate) fn state(&self) -> String {
+    pub(crate) fn describe_state(&self) -> String {
         format!(
             "in_flight {}, depth {}, plug depth {}, blocked {}, {} requests submitted, {} completed",
             self.in_flight.load(Ordering::Relaxed),
@@ -296,6 +301,6 @@ fn abort(why: &str) -> ! {
 
 impl<B: Backend, G: Guards> std::fmt::Debug for Engine<B, G> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Engine({})", self.state())
+        write!(f, "Engine({})", self.describe_state())
     }
 }

@@ -56,7 +56,7 @@ pub(crate) use poll_handler::{PollWindow, Pollers};
 pub(crate) use poll_while::ContextWaiters;
 pub(crate) use registration::ContextEnded;
 pub(crate) use shared::{NOTIFY_TOKEN, SharedContext};
-pub(crate) use source::{EventSource, HomeRef, HomeToken, LoopToken};
+pub(crate) use source::{EventSource, Flush, HomeRef, HomeToken, LoopToken, SourceState};
 pub(crate) use timer::{Action, Timer, Timers};
 
 /// A handle to a context, usable from any thread. A context is an event loop and its coroutines.
@@ -111,22 +111,54 @@ impl AioContext {
     /// May enter coroutines. A blocking poll blocks the thread, not only the coroutine.
     #[doc(alias = "aio_poll")]
     pub fn poll(&self, blocking: bool) -> bool {
-        let Some(home) = self.shared.home() else { return self.foreign_poll(blocking) };
-        let _guard = self.shared.acquire_at_home();
-        if !(blocking && self.is_quiet(home)) && home.scheduler.round(|| self.round(home, blocking)) {
-            return true;
-        }
-        blocking && self.wait(home) && {
-            let progress = home.scheduler.round(|| self.round(home, false));
-            // Last: the caller checks its condition before its next poll, and so observes the
-            // notified change.
-            self.shared.scheduler.sleep.take_notified();
-            progress
+        match self.shared.home() {
+            Some(home) if blocking => self.poll_or_sleep(home, Flush::Iteration),
+            Some(home) => {
+                let _guard = self.shared.acquire_at_home();
+                home.scheduler.round(|| self.round(home, false, Flush::Iteration))
+            }
+            None => self.foreign_poll(blocking),
         }
     }
 
+    /// Polls until `done` returns true, on the home thread, with the I/O source holding requests
+    /// back in between.
+    pub(crate) fn poll_until(&self, mut done: impl FnMut() -> bool) {
+        while !done() {
+            match self.shared.home() {
+                Some(home) => self.poll_or_sleep(home, Flush::MayHold),
+                None => self.foreign_poll(true),
+            };
+        }
+        if let Some(home) = self.shared.home().filter(|home| self.source_state(home) == SourceState::Held) {
+            let _guard = self.shared.acquire_at_home();
+            self.flush(home, Flush::Iteration);
+        }
+    }
+
+    /// Polls as a blocking [`poll`](Self::poll). `flush` is for the end of each iteration.
+    fn poll_or_sleep(&self, home: &LocalContext, flush: Flush) -> bool {
+        let _guard = self.shared.acquire_at_home();
+        let quiet = self.quiet_source(home);
+        if quiet.is_none() && home.scheduler.round(|| self.round(home, true, flush)) {
+            return true;
+        }
+        let state = quiet.filter(|&state| state != SourceState::Held).or_else(|| {
+            let completed = self.flush(home, Flush::BeforeSleep);
+            (!completed).then(|| self.source_state(home))
+        });
+        if let Some(state) = state {
+            self.wait(home, state);
+        }
+        let progress = home.scheduler.round(|| self.round(home, false, flush));
+        // Last: the caller checks its condition before its next poll, and so observes the notified
+        // change.
+        self.shared.scheduler.sleep.take_notified();
+        progress
+    }
+
     /// Runs one iteration. With `may_sleep`, the loop will sleep if there is no progress.
-    fn round(&self, home: &LocalContext, may_sleep: bool) -> bool {
+    fn round(&self, home: &LocalContext, may_sleep: bool, flush: Flush) -> bool {
         let shared = &*self.shared;
         let token = LoopToken::at_home_of(home);
         let _heartbeat = home.heartbeat();
@@ -139,7 +171,7 @@ impl AioContext {
         progress |= shared.timers.run_due(&self.shared);
         progress |= home.scheduler.run_ready();
         // Read again: the source may have been detached.
-        progress |= home.source.get().is_some_and(|source| source.flush(token, false));
+        progress |= home.source.get().is_some_and(|source| source.flush(token, flush));
         home.progress.set(home.progress.get() + u64::from(progress));
         progress
     }
@@ -161,7 +193,7 @@ impl AioContext {
         progress |= self.serve_watches(progress, false);
         progress |= self.shared.pollers.run_ready(&self.shared);
         progress |= self.shared.timers.run_due(&self.shared);
-        progress | source.is_some_and(|source| source.flush(token, false))
+        progress | source.is_some_and(|source| source.flush(token, Flush::Iteration))
     }
 
     /// Polls epoll, and runs the handlers of the reported events. While other work keeps the loop
@@ -188,42 +220,42 @@ impl AioContext {
         shared.watches.run_ready(&self.shared)
     }
 
-    /// Waits until something is due. Returns whether to run another iteration.
-    fn wait(&self, home: &LocalContext) -> bool {
-        let shared = &*self.shared;
+    /// Returns the state of the I/O source.
+    fn source_state(&self, home: &LocalContext) -> SourceState {
+        home.source.get().map_or(SourceState::Idle, |source| source.state())
+    }
+
+    /// Lets the I/O source submit its batched requests, outside an iteration. Returns whether any
+    /// request completed.
+    fn flush(&self, home: &LocalContext, when: Flush) -> bool {
         let source = home.source.get();
-        let source = source.as_deref();
-        if source.is_some_and(|source| home.scheduler.round(|| source.flush(LoopToken::at_home_of(home), true))) {
-            return true;
-        }
+        source.is_some_and(|source| home.scheduler.round(|| source.flush(LoopToken::at_home_of(home), when)))
+    }
+
+    /// Waits until something is due. `state` is the state of the I/O source.
+    fn wait(&self, home: &LocalContext, state: SourceState) {
+        let shared = &*self.shared;
         let limit = shared.busy_poll_max.load(Ordering::Relaxed);
         let pollable = limit > 0
             && !shared.scheduler.clock.is_virtual()
-            && (!shared.pollers.is_empty() || source.is_some_and(|source| !source.is_idle()));
+            && (!shared.pollers.is_empty() || state != SourceState::Idle);
         if !pollable {
-            self.sleep(home);
-            return true;
+            self.sleep(home, state);
+            return;
         }
         let began = Instant::now();
         if !self.busy_poll(home, began) {
-            self.sleep(home);
+            let completed = self.sleep(home, self.source_state(home));
             let waited = began.elapsed().as_nanos() as u64;
             shared.pollers.adjust(waited, limit);
-            home.source_window.adjust(
-                waited,
-                source.is_some_and(|source| source.is_ready(HomeToken::new(home))),
-                limit,
-            );
+            home.source_window.adjust(waited, completed, limit);
         }
-        true
     }
 
     /// Busy-polls the sources visible in memory for the length of the window. Returns whether one
     /// became ready.
     fn busy_poll(&self, home: &LocalContext, began: Instant) -> bool {
         let shared = &*self.shared;
-        let source = home.source.get();
-        let source = source.as_deref();
         let window = home.source_window.ns().max(shared.pollers.longest());
         if window == 0 {
             return false;
@@ -234,8 +266,7 @@ impl AioContext {
             loop {
                 let looked = began.elapsed().as_nanos() as u64;
                 let became_ready = self.is_due(home)
-                    || home.source_window.ns() >= looked
-                        && source.is_some_and(|source| source.is_ready(HomeToken::new(home)))
+                    || home.source_window.ns() >= looked && self.source_state(home) == SourceState::Ready
                     || shared.pollers.is_ready(looked);
                 if became_ready || looked >= window || looked >= until_timer {
                     return became_ready;
@@ -248,14 +279,13 @@ impl AioContext {
         home.scheduler.round(|| shared.unlocked(home, look))
     }
 
-    /// Returns whether an iteration would only submit and check the timers, which a sleep does as
-    /// well. Returns false in a nested poll: there, an iteration runs the coroutines that the
-    /// coroutines below it have woken.
-    fn is_quiet(&self, home: &LocalContext) -> bool {
-        home.scheduler.on_stack().next().is_none()
-            && !self.is_due(home)
-            && self.shared.watches.sleep_asks()
-            && !home.source.get().is_some_and(|source| source.is_ready(HomeToken::new(home)))
+    /// Returns the state of the I/O source, if an iteration would only check the timers, which a
+    /// sleep does as well. Returns `None` in a nested poll: there, an iteration runs the coroutines
+    /// that the coroutines below it have woken.
+    fn quiet_source(&self, home: &LocalContext) -> Option<SourceState> {
+        let nothing_due =
+            home.scheduler.on_stack().next().is_none() && !self.is_due(home) && self.shared.watches.sleep_asks();
+        nothing_due.then(|| self.source_state(home)).filter(|&state| state != SourceState::Ready)
     }
 
     /// Returns whether there is work that is visible without a system call.
@@ -276,67 +306,71 @@ impl AioContext {
     /// Returns whether no event can arrive: no I/O is in flight, and no descriptor or poll handler
     /// is registered.
     fn is_alone(&self, home: &LocalContext) -> bool {
-        self.shared.watches.is_empty()
-            && self.shared.pollers.is_empty()
-            && home.source.get().is_none_or(|source| source.is_idle())
+        self.shared.watches.is_empty() && self.shared.pollers.is_empty() && self.source_state(home) == SourceState::Idle
     }
 
-    fn sleep(&self, home: &LocalContext) {
+    /// Sleeps, unless something is due. `state` is the state of the I/O source. Returns whether the
+    /// source has completions.
+    fn sleep(&self, home: &LocalContext, mut state: SourceState) -> bool {
         let shared = &*self.shared;
         let _paused = home.heartbeat.as_deref().map(Heartbeat::pause);
         if home.scheduler.is_in_round() {
             shared.watches.mask_running(&shared.epoll);
         }
-        shared.scheduler.sleep.going_to_sleep();
-        let mut ready = self.is_due(home);
-        if !ready && !shared.pollers.is_empty() {
-            // `is_ready` is foreign code, which may have detached the source, queued work, or polled:
-            // a nested sleep ends with the loop awake. So the sleep is announced once more.
+        let mut ready = false;
+        if !shared.pollers.is_empty() {
+            // `is_ready` is foreign code, which may have detached the source, queued work, or polled.
             ready = shared.pollers.is_ready(0);
-            shared.scheduler.sleep.going_to_sleep();
-            ready |= self.is_due(home);
+            state = self.source_state(home);
         }
-        let source = home.source.get();
-        let source = source.as_deref();
-        let is_ready = |source: &Arc<dyn EventSource>| {
-            source.is_ready(HomeToken::new(home)) || shared.scheduler.sleep.is_awake() || self.is_due(home)
-        };
-        if !ready && !source.is_some_and(is_ready) {
-            let until = self.next_due();
-            if until.is_none() && home.idle_timer.should_arm(home) && self.is_alone(home) {
-                home.idle_timer.arm(home);
-            }
-            // Level-triggered events are discarded: they may be stale by the time the lock is
-            // reacquired. The next iteration polls again.
-            let ask = |timeout| {
-                let asked = shared.watches.sleep(&shared.epoll, timeout);
-                shared.sleep_asked.store(shared.watches.sleep_asks(), Ordering::Relaxed);
-                asked
-            };
-            let in_source = |source: &Arc<dyn EventSource>| {
-                let sleep = |timeout| source.sleep(HomeToken::new(home), shared.epoll.as_fd(), timeout);
-                shared.scheduler.clock.sleep_in_source(until, sleep, || source.is_ready(HomeToken::new(home)))
-            };
-            let _span = shared.scheduler.span(Span::Sleep);
-            let slept = shared.asleep(home, || match source.and_then(in_source) {
-                None => (shared.scheduler.clock.sleep_until(until, ask), false),
-                Some(slept) => (slept, true),
-            });
-            let slept = match slept {
-                // epoll reports a kick until it is polled; without this poll the next sleep would
-                // return immediately.
-                (Ok(()), true) if source.is_some_and(|source| !source.is_ready(HomeToken::new(home))) => {
-                    ask(Some(Duration::ZERO)).map(drop)
-                }
-                (slept, _) => slept,
-            };
-            slept.unwrap_or_else(|error| panic!("cannot put the loop to sleep: {error}"));
-        }
+        // After all foreign code: its nested sleep would have ended with the loop awake.
+        shared.scheduler.sleep.going_to_sleep();
+        ready |= state <= SourceState::Held || self.is_due(home);
+        let completed = if ready { state == SourceState::Ready } else { self.sleep_undisturbed(home, state) };
         home.scheduler.clock.tick();
         if home.idle_timer.has_expired(home) && !self.is_due(home) && self.is_alone(home) {
             home.idle_timer.call(home);
         }
         shared.scheduler.sleep.awake();
+        completed
+    }
+
+    /// Sleeps until something is due. Returns whether the I/O source has completions.
+    fn sleep_undisturbed(&self, home: &LocalContext, state: SourceState) -> bool {
+        let shared = &*self.shared;
+        let until = self.next_due();
+        if state == SourceState::Idle
+            && until.is_none()
+            && home.idle_timer.should_arm(home)
+            && shared.watches.is_empty()
+            && shared.pollers.is_empty()
+        {
+            home.idle_timer.arm(home);
+        }
+        // Level-triggered events are discarded: they may be stale by the time the lock is
+        // reacquired. The next iteration polls again.
+        let ask = |timeout| {
+            let asked = shared.watches.sleep(&shared.epoll, timeout);
+            shared.sleep_asked.store(shared.watches.sleep_asks(), Ordering::Relaxed);
+            asked
+        };
+        let source = home.source.get();
+        let in_source = |source: &Arc<dyn EventSource>| {
+            let sleep = |timeout| source.sleep(HomeToken::new(home), shared.epoll.as_fd(), timeout);
+            shared.scheduler.clock.sleep_in_source(until, sleep)
+        };
+        let _span = shared.scheduler.span(Span::Sleep);
+        let slept = shared.asleep(home, || match source.as_deref().and_then(in_source) {
+            None => shared.scheduler.clock.sleep_until(until, ask).map(|()| None),
+            Some(slept) => slept.map(Some),
+        });
+        let slept = match slept {
+            // epoll reports a kick until it is polled; without this poll the next sleep would
+            // return immediately.
+            Ok(Some(false)) => ask(Some(Duration::ZERO)).map(|_| false),
+            slept => slept.map(|completed| completed == Some(true)),
+        };
+        slept.unwrap_or_else(|error| panic!("cannot put the loop to sleep: {error}"))
     }
 
     /// Returns the context's current time: that of its virtual clock, if it has one, else the

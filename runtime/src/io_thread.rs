@@ -152,9 +152,7 @@ impl ContextBuilder {
                 prepare(context)?;
                 let _ = started.send(Ok(context.clone()));
                 // Relaxed: a thread that sets it notifies afterwards.
-                while !stopped.load(Ordering::Relaxed) {
-                    context.poll(true);
-                }
+                context.poll_until(|| stopped.load(Ordering::Relaxed));
                 Ok(())
             });
             if let Err(error) = ran.and_then(|ended| ended) {

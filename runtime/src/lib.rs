@@ -138,7 +138,7 @@ pub use context::fd_handler::{FdHandler, FdHandlerInfo, Interest, Readiness};
 pub use context::lock::{ContextGuard, HomeLockGuard};
 pub use context::poll_handler::{PollHandler, PollHandlerInfo};
 pub use context::registration::ContextEnded;
-pub use context::source::{EventSource, HomeRef, HomeToken, LoopToken};
+pub use context::source::{EventSource, Flush, HomeRef, HomeToken, LoopToken, SourceState};
 pub use context::timer::{Timer, TimerInfo};
 pub use coroutine::error::{Cancelled, EnterError, ScheduleError};
 pub use coroutine::id::CoroutineId;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use coralio::context::AioContext;
 use coralio::coroutine::suspend;
 use coralio::engine::scripted::{ScriptedBackend, Turn};
-use coralio::engine::{Engine, EventSource, HomeToken, LoopToken};
+use coralio::engine::{Engine, EventSource, Flush, HomeToken, LoopToken, SourceState};
 use coralio::task::Cancelled;
 use coralio::{File, scope, spawn};
 
@@ -356,30 +356,29 @@ impl EventSource for Borrows {
         false
     }
 
-    fn flush(&self, token: LoopToken<'_>, all: bool) -> bool {
-        let flushed = self.engine.flush(token, all);
+    fn flush(&self, token: LoopToken<'_>, when: Flush) -> bool {
+        let flushed = self.engine.flush(token, when);
         self.report.lock().unwrap().push(format!("flush {flushed}"));
         false
     }
 
-    fn is_ready(&self, token: HomeToken<'_>) -> bool {
-        let is_ready = self.engine.is_ready(token);
-        self.report.lock().unwrap().push(format!("is_ready {is_ready}"));
-        false
-    }
-
-    fn is_idle(&self) -> bool {
-        false
+    fn state(&self) -> SourceState {
+        SourceState::Waiting
     }
 
     fn describe(&self) -> String {
         String::new()
     }
 
-    fn sleep(&self, token: HomeToken<'_>, other: BorrowedFd<'_>, _timeout: Option<Duration>) -> Option<io::Result<()>> {
+    fn sleep(
+        &self,
+        token: HomeToken<'_>,
+        other: BorrowedFd<'_>,
+        _timeout: Option<Duration>,
+    ) -> Option<io::Result<bool>> {
         let slept = self.engine.sleep(token, other, Some(Duration::ZERO)).is_some();
         self.report.lock().unwrap().push(format!("sleep {slept}"));
-        Some(Ok(()))
+        Some(Ok(false))
     }
 
     fn close(&self, token: HomeToken<'_>) {
@@ -440,23 +439,19 @@ impl EventSource for ReleasesLock {
         false
     }
 
-    fn flush(&self, _token: LoopToken<'_>, _all: bool) -> bool {
+    fn flush(&self, _token: LoopToken<'_>, _when: Flush) -> bool {
         false
     }
 
-    fn is_ready(&self, _token: HomeToken<'_>) -> bool {
-        false
-    }
-
-    fn is_idle(&self) -> bool {
-        true
+    fn state(&self) -> SourceState {
+        SourceState::Idle
     }
 
     fn describe(&self) -> String {
         String::new()
     }
 
-    fn sleep(&self, _: HomeToken<'_>, _: BorrowedFd<'_>, _: Option<Duration>) -> Option<io::Result<()>> {
+    fn sleep(&self, _: HomeToken<'_>, _: BorrowedFd<'_>, _: Option<Duration>) -> Option<io::Result<bool>> {
         None
     }
 }

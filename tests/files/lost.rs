@@ -72,6 +72,7 @@ impl Load {
         });
         let load = Load { writers, readers: readers.collect() };
         yield_now(); // all have started
+        yield_now(); // the engine held them for an iteration at most
         yield_now(); // the kernel has them
         load
     }

@@ -41,6 +41,7 @@ mod teardown;
 mod transfer;
 
 mod bad_input;
+mod deferral;
 mod detach;
 mod libraries;
 mod uring;

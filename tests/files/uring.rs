@@ -46,34 +46,34 @@ fn run_on<T>(backend: BackendKind, depth: u32, f: impl FnOnce() -> T) -> Option<
 }
 
 /// Runs `f` with the engine itself, or reports a skip where io_uring is forbidden.
-fn with_engine<T>(f: impl FnOnce(&AioContext, &Arc<Engine<IoUring>>) -> T) -> Option<T> {
+pub fn with_engine<T>(f: impl FnOnce(&AioContext, &Arc<Engine<IoUring>>) -> T) -> Option<T> {
     let backend = IoUring::new(8).inspect_err(|error| skipped(error)).ok()?;
     Some(AioContext::run(|context| f(context, &Engine::attach(backend, 8).unwrap())))
 }
 
 /// A descriptor whose read stays in flight until it is signalled.
 #[derive(Clone)]
-struct Never(Arc<OwnedFd>);
+pub struct Never(Arc<OwnedFd>);
 
 impl Never {
-    fn new() -> Never {
+    pub fn new() -> Never {
         // SAFETY: no memory is involved; the descriptor is new and owned here alone.
         let fd = unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, 0)) };
         Never(Arc::new(fd))
     }
 
-    fn signal(&self) {
+    pub fn signal(&self) {
         // SAFETY: eight bytes, as an eventfd requires.
         let written = unsafe { libc::write(self.0.as_raw_fd(), 1u64.to_ne_bytes().as_ptr().cast(), 8) };
         assert_eq!(written, 8);
     }
 
     /// Waits for the signal on io_uring.
-    fn read(&self, engine: &Engine<IoUring>) -> u64 {
+    pub fn read(&self, engine: &Engine<IoUring>) -> u64 {
         self.try_read(engine).unwrap()
     }
 
-    fn try_read(&self, engine: &Engine<IoUring>) -> io::Result<u64> {
+    pub fn try_read(&self, engine: &Engine<IoUring>) -> io::Result<u64> {
         let mut count = [0; 8];
         let operation = Operation {
             opcode: Opcode::Read,

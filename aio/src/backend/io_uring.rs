@@ -105,6 +105,43 @@ impl IoUring {
         self.process == process::id()
     }
 
+    /// Puts entries on the submission ring, which has room for them.
+    ///
+    /// # Safety
+    ///
+    /// *One submits*: no other thread does so meanwhile. The memory that the entries name is valid,
+    /// as [`Backend::submit`] says.
+    #[inline]
+    unsafe fn push(&self, entries: &[Entry]) {
+        // SAFETY: *One submits*, so there is no other view of the submission ring. Dropping it
+        // publishes the entries to the kernel.
+        let mut queue = unsafe { self.ring.submission_shared() };
+        for entry in entries {
+            // SAFETY: the caller is responsible for the memory that the entry names.
+            unsafe { queue.push(&entry.0) }.expect("the ring has as many entries as the depth");
+        }
+    }
+
+    /// Lets the kernel consume the first `count` entries on the submission ring.
+    #[inline]
+    fn enter(&self, count: u32) -> io::Result<()> {
+        loop {
+            // Not by the crate, whose call takes another 40 instructions.
+            // SAFETY: no flags and no argument: the call consumes entries of the ring.
+            let entered = unsafe {
+                let nothing = ptr::null::<libc::sigset_t>();
+                libc::syscall(libc::SYS_io_uring_enter, self.ring.as_raw_fd(), count, 0, 0, nothing, 0usize)
+            };
+            if entered >= 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+    }
+
     /// Sleeps until a completion arrives or `timeout` expires. A signal ends the sleep early, and
     /// so does a lack of kernel memory for the poll request: the caller retries.
     fn sleep(&self, timeout: Option<Duration>) -> io::Result<()> {
@@ -128,6 +165,8 @@ impl IoUring {
 // to the request's memory. `peek_completion` acquires the writes before that.
 unsafe impl Backend for IoUring {
     const SUBMITS_AT_HOME: bool = true;
+
+    const DEFERS: bool = true;
 
     type Entry = Entry;
 
@@ -177,34 +216,35 @@ unsafe impl Backend for IoUring {
     /// completion has the error.
     unsafe fn submit(&self, entries: &mut [Entry]) -> io::Result<usize> {
         let count = self.in_flight.room(entries.len())?;
-        if count == 0 {
+        let all = self.rings.unsubmitted() + count as u32;
+        if all == 0 {
             return Ok(0);
         }
-        {
-            // SAFETY: *Under the lock* and *One submits*, so there is no other view of the
-            // submission ring. Dropping it publishes the entries to the kernel.
-            let mut queue = unsafe { self.ring.submission_shared() };
-            for entry in &entries[..count] {
-                // SAFETY: the caller is responsible for the memory that the entry names.
-                unsafe { queue.push(&entry.0) }.expect("an empty ring has as many entries as the depth");
-            }
-        }
-        let said = loop {
-            // SAFETY: no flags and no argument: the call consumes entries of the ring.
-            match unsafe { self.ring.submitter().enter::<libc::sigset_t>(count as u32, 0, 0, None) } {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                said => break said,
-            }
-        };
+        // SAFETY: the caller's promise.
+        unsafe { self.push(&entries[..count]) };
+        let said = self.enter(all);
         // The return value may exceed the number consumed if something intercepts the call (strace,
         // a sandbox).
-        let taken = count - self.rings.withdraw();
+        let taken = count - self.rings.withdraw(count);
         self.in_flight.add(taken);
         match said {
-            _ if taken > 0 => Ok(taken),
+            _ if taken > 0 || entries.is_empty() => Ok(taken),
             Err(error) => Err(error),
             Ok(_) => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
         }
+    }
+
+    unsafe fn defer(&self, entries: &mut [Entry]) -> usize {
+        let count = self.in_flight.room(entries.len()).unwrap_or(0);
+        // SAFETY: the caller's promise.
+        unsafe { self.push(&entries[..count]) };
+        self.in_flight.add(count);
+        count
+    }
+
+    #[inline]
+    fn has_deferred(&self) -> bool {
+        self.rings.unsubmitted() > 0
     }
 
     /// Uses a call without a completion of its own, so that no extra completions have to be filtered
@@ -244,12 +284,17 @@ unsafe impl Backend for IoUring {
             }
             Some((other, Arm::Submit)) => {
                 let request = opcode::PollAdd::new(types::Fd(other.as_raw_fd()), libc::POLLIN as u32);
-                // SAFETY: *One submits*, which is this thread; so there is no other view of the
-                // submission ring. The entry names no memory.
-                unsafe { self.ring.submission_shared().push(&request.build().user_data(POLL_KEY)) }
-                    .expect("an empty ring has room");
+                let request = [Entry(request.build().user_data(POLL_KEY))];
+                let is_full = || self.rings.unsubmitted() >= self.ring.params().sq_entries();
+                // If the kernel is out of memory for deferred entries, the loop tries again.
+                if is_full() && (self.enter(self.rings.unsubmitted()).is_err() || is_full()) {
+                    self.poll_event.unarmed();
+                    return Ok(());
+                }
+                // SAFETY: *One submits*, which is this thread. The entry names no memory.
+                unsafe { self.push(&request) };
                 let slept = self.sleep(timeout);
-                if self.rings.withdraw() > 0 {
+                if self.rings.withdraw(1) > 0 {
                     self.poll_event.unarmed();
                 }
                 slept

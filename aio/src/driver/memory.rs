@@ -47,7 +47,7 @@ impl MemoryEngine {
         token: HomeToken<'_>,
         other: BorrowedFd<'_>,
         timeout: Option<Duration>,
-    ) -> Option<io::Result<()>> {
+    ) -> Option<io::Result<bool>> {
         self.engine().filter(|engine| engine.in_flight() > 0)?.sleep(token, other, timeout)
     }
 }

@@ -12,7 +12,7 @@ use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use coralio_runtime::{AioContext, EventSource, HomeRef, HomeToken, LoopToken};
+use coralio_runtime::{AioContext, EventSource, Flush, HomeRef, HomeToken, LoopToken, SourceState};
 
 use super::guards::{Guards, Notifier, OnCancel, ShortRead, UnplugDecrement};
 use super::owner::Owner;
@@ -129,7 +129,9 @@ impl<B: Backend, G: Guards> ErasedEngine for Engine<B, G> {
     #[cold]
     fn wait_in_place(&self, slot: &Slot) -> i64 {
         let waited = self.owner.at_home(|here| self.wait_at_home(here, slot));
-        waited.unwrap_or_else(|| abort(&format!("the engine has left a context that waits for it ({})", self.state())))
+        waited.unwrap_or_else(|| {
+            abort(&format!("the engine has left a context that waits for it ({})", self.describe_state()))
+        })
     }
 
     #[cold]
@@ -190,7 +192,7 @@ impl<B: Backend, G: Guards> ErasedEngine for Engine<B, G> {
     }
 
     fn is_drained(&self) -> bool {
-        !self.owner.is_busy() && self.is_idle() && self.requests.are_all_free()
+        !self.owner.is_busy() && self.state() == SourceState::Idle && self.requests.are_all_free()
     }
 }
 
@@ -200,11 +202,10 @@ fn outside_a_coroutine() -> ! {
 }
 
 impl<B: Backend, G: Guards> Engine<B, G> {
-    /// Returns whether there is a completion to reap, or a request to submit.
     #[inline]
-    fn has_work(&self) -> bool {
+    fn has_completion(&self) -> bool {
         // SAFETY: only checks for a completion, which needs no lock.
-        self.can_submit() || unsafe { self.backend.peek_completion() }.is_some()
+        unsafe { self.backend.peek_completion() }.is_some()
     }
 }
 
@@ -214,17 +215,19 @@ impl<B: Backend, G: Guards> EventSource for Engine<B, G> {
         if !self.owner.is(|context| token.is_of(context)) {
             return false;
         }
-        self.immediate_submits.store(0, Ordering::Relaxed);
+        self.immediate_work.store(0, Ordering::Relaxed);
         self.backend.before_dispatch();
         self.reap_from(token.at_home())
     }
 
-    fn flush(&self, token: LoopToken<'_>, all: bool) -> bool {
+    fn flush(&self, token: LoopToken<'_>, when: Flush) -> bool {
         if !self.owner.is(|context| token.is_of(context)) {
             return false;
         }
         // Often called twice, at the end of an iteration and before a sleep.
-        if !self.has_work() {
+        let submits = self.can_submit();
+        if !(submits || self.has_completion() || B::DEFERS && when != Flush::BeforeSleep && self.backend.has_deferred())
+        {
             return false;
         }
         let here = token.at_home();
@@ -237,40 +240,62 @@ impl<B: Backend, G: Guards> EventSource for Engine<B, G> {
         // E2). Nor may a loop that never sleeps delay them forever.
         let plugged = self.plug_depth.load(Ordering::Relaxed) > 0;
         let plugged_rounds = self.plugged_rounds.load(Ordering::Relaxed) + 1;
-        if plugged && !all && plugged_rounds < MAX_PLUGGED_ROUNDS {
+        if plugged && when != Flush::BeforeSleep && plugged_rounds < MAX_PLUGGED_ROUNDS {
             self.plugged_rounds.store(plugged_rounds, Ordering::Relaxed);
             return false;
         }
         self.plugged_rounds.store(0, Ordering::Relaxed);
-        !HomeRef::in_child() && self.submit_from(here)
+        if HomeRef::in_child() {
+            return false;
+        }
+        match (here, when) {
+            (Some(_), Flush::MayHold) if B::DEFERS && submits && self.deferral.hold() => false,
+            (Some(here), Flush::BeforeSleep) if B::DEFERS && submits && self.deferral.is_expected() => {
+                self.defer(here);
+                false
+            }
+            _ => self.submit_from(here),
+        }
     }
 
-    fn is_ready(&self, token: HomeToken<'_>) -> bool {
-        self.owner.is(|context| token.is_of(context)) && self.has_work()
-    }
-
-    fn is_idle(&self) -> bool {
-        self.in_flight.load(Ordering::Relaxed) == 0 && !self.can_submit()
+    fn state(&self) -> SourceState {
+        if self.has_completion() {
+            SourceState::Ready
+        } else if self.can_submit() {
+            if B::DEFERS && self.deferral.is_holding() { SourceState::Held } else { SourceState::Ready }
+        } else if self.in_flight.load(Ordering::Relaxed) > 0 {
+            SourceState::Waiting
+        } else {
+            SourceState::Idle
+        }
     }
 
     fn describe(&self) -> String {
-        self.state()
+        self.describe_state()
     }
 
-    fn sleep(&self, token: HomeToken<'_>, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {
+    fn sleep(
+        &self,
+        token: HomeToken<'_>,
+        other: BorrowedFd<'_>,
+        timeout: Option<Duration>,
+    ) -> Option<io::Result<bool>> {
         if !self.owner.is(|context| token.is_of(context)) {
             return None;
         }
         let in_flight = self.in_flight.load(Ordering::Relaxed);
         let waits = in_flight > 0 && G::NOTIFIER == Notifier::Wakes;
-        let slept = self.backend.sleep_idle(in_flight, self.pending.len(), waits, other, timeout);
-        if slept.is_some() || !waits {
-            return slept;
+        let idle = self.backend.sleep_idle(in_flight, self.pending.len(), waits, other, timeout);
+        if idle.is_none() && !waits {
+            return None;
         }
-        add(&self.counters.sleeps, 1);
-        // SAFETY: this is the loop of the context that the engine is with, on its home thread. Only
-        // that thread sleeps and, if the backend requires it, submits.
-        Some(unsafe { self.backend.wait(Some(other), timeout) })
+        let slept = idle.unwrap_or_else(|| {
+            add(&self.counters.sleeps, 1);
+            // SAFETY: this is the loop of the context that the engine is with, on its home thread.
+            // Only that thread sleeps and, if the backend requires it, submits.
+            unsafe { self.backend.wait(Some(other), timeout) }
+        });
+        Some(slept.map(|()| self.has_completion()))
     }
 
     fn close(&self, token: HomeToken<'_>) {

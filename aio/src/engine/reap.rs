@@ -128,7 +128,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
     #[cold]
     fn below_zero(&self) -> ! {
         self.tell_violation("in_flight below zero");
-        panic!("in_flight below zero: a completion was reaped twice ({})", self.state())
+        panic!("in_flight below zero: a completion was reaped twice ({})", self.describe_state())
     }
 
     /// Stores a request's result and makes its coroutine runnable.
@@ -166,6 +166,9 @@ impl<B: Backend, G: Guards> Engine<B, G> {
     #[cold]
     fn unknown_completion(&self, key: u64, result: i64) -> ! {
         self.tell_violation("a completion for a request that is not in flight");
-        panic!("a completion for a request that is not in flight: key {key:#x}, result {result} ({})", self.state())
+        panic!(
+            "a completion for a request that is not in flight: key {key:#x}, result {result} ({})",
+            self.describe_state()
+        )
     }
 }

@@ -127,6 +127,7 @@ impl LocalContext {
     }
 
     /// Runs `f` as if this thread ran no context.
+    #[inline]
     pub(crate) fn with_context_hidden<R>(&self, f: impl FnOnce() -> R) -> R {
         struct Shown<'a>(&'a LocalContext);
         impl Drop for Shown<'_> {

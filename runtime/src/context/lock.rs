@@ -245,6 +245,7 @@ impl SharedContext {
 
     /// Runs `f` with the lock released fully, and reacquires it as often as the home thread held
     /// it.
+    #[inline]
     pub(crate) fn unlocked<R>(&self, _home: &LocalContext, f: impl FnOnce() -> R) -> R {
         struct Retake<'a>(&'a SharedContext, u32);
         impl Drop for Retake<'_> {
@@ -272,6 +273,7 @@ impl SharedContext {
     /// As `unlocked`, for a sleep of the loop, which holds the lock. Until the sleep ends, no code
     /// on this thread can access the home, whatever `f` calls; so another thread that takes the
     /// lock may read it (*away*).
+    #[inline]
     pub(crate) fn asleep<R>(&self, home: &LocalContext, f: impl FnOnce() -> R) -> R {
         struct Back<'a>(&'a ContextLock);
         impl Drop for Back<'_> {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use crossbeam_utils::sync::Parker;
 use parking_lot::Mutex;
 
-use crate::context::AioContext;
+use crate::context::{AioContext, SourceState};
 
 /// Other threads that wait for a context in `poll_while`.
 #[derive(Default)]
@@ -82,10 +82,7 @@ impl AioContext {
     pub fn poll_while(&self, mut condition: impl FnMut() -> bool) {
         if self.is_home() {
             let _guard = self.acquire();
-            while condition() {
-                self.poll(true);
-            }
-            return;
+            return self.poll_until(|| !condition());
         }
         struct Gone<'a>(&'a ContextWaiters, Wake);
         impl Drop for Gone<'_> {
@@ -134,7 +131,7 @@ impl AioContext {
     /// May enter coroutines. Blocks the thread, not only the coroutine.
     #[doc(alias = "bdrv_drain_all")]
     pub fn drain(&self) {
-        self.poll_while(|| self.source().is_some_and(|source| !source.is_idle()));
+        self.poll_while(|| self.source().is_some_and(|source| source.state() != SourceState::Idle));
     }
 
     /// Returns whether another thread waits for this context in [`poll_while`](Self::poll_while).

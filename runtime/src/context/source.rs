@@ -28,6 +28,32 @@ impl<T: Any + Send + Sync> IntoAny for T {
     }
 }
 
+/// The occasion of a call of [`EventSource::flush`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flush {
+    /// An iteration ends.
+    Iteration,
+    /// An iteration ends, and the loop will flush again soon: before it sleeps, or at the end of its
+    /// next iteration. The source may hold requests back until then, but not twice.
+    MayHold,
+    /// The loop is about to sleep: the source must not hold back a request whose submission nothing
+    /// else would trigger.
+    BeforeSleep,
+}
+
+/// What an [`EventSource`] needs from the loop, the most urgent first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SourceState {
+    /// `dispatch` or `flush` has work to do; the loop does not sleep.
+    Ready,
+    /// Requests are held back until the loop flushes before it sleeps.
+    Held,
+    /// Requests are in the kernel: the loop sleeps in the source.
+    Waiting,
+    /// No request is in the kernel or waiting to be submitted, so no completion will come.
+    Idle,
+}
+
 /// An I/O engine that a context drives. One per context.
 ///
 /// The loop calls [`dispatch`](Self::dispatch) at the beginning of each iteration, nested ones
@@ -46,30 +72,25 @@ pub trait EventSource: IntoAny {
     /// May enter coroutines, on the home thread.
     fn dispatch(&self, token: LoopToken<'_>) -> bool;
 
-    /// Submits the batched requests, and processes those that complete immediately. With `all`, the
-    /// loop is about to sleep: the engine must not hold back a request whose submission nothing
-    /// else would trigger. Returns whether any request completed.
+    /// Submits the batched requests, and processes those that complete immediately. Returns whether
+    /// any request completed.
     ///
     /// # Control
     ///
     /// May enter coroutines, on the home thread.
-    fn flush(&self, token: LoopToken<'_>, all: bool) -> bool;
+    fn flush(&self, token: LoopToken<'_>, when: Flush) -> bool;
 
-    /// Returns whether `dispatch` has work to do, or a request that `flush` held back can be
-    /// submitted now; the loop then does not sleep. Reads memory only.
-    fn is_ready(&self, token: HomeToken<'_>) -> bool;
-
-    /// Returns whether no request is in the kernel or waiting to be submitted, so that no
-    /// completion will come. Reads memory only.
-    fn is_idle(&self) -> bool;
+    /// Returns what the source needs from the loop. From any thread. Reads memory only.
+    fn state(&self) -> SourceState;
 
     /// Describes its counters, for a dump. From any thread. The waiters of requests are described
     /// by the context.
     fn describe(&self) -> String;
 
     /// Sleeps until a completion arrives, `other` is readable, or `timeout` has elapsed. Returns
-    /// `None` immediately if nothing in flight could complete. Called on the home thread only,
-    /// without the lock; must not use the context meanwhile.
+    /// whether `dispatch` has completions to process; `None` immediately if nothing in flight could
+    /// complete. Called on the home thread only, without the lock; must not use the context
+    /// meanwhile.
     ///
     /// A source that simulates a device does not sleep, but advances the context's [virtual
     /// clock](crate::VirtualClock) to the first completion, or by `timeout` if that is less; unless
@@ -78,7 +99,8 @@ pub trait EventSource: IntoAny {
     /// # Errors
     ///
     /// The system's error if the thread cannot sleep.
-    fn sleep(&self, token: HomeToken<'_>, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>>;
+    fn sleep(&self, token: HomeToken<'_>, other: BorrowedFd<'_>, timeout: Option<Duration>)
+    -> Option<io::Result<bool>>;
 
     /// Called by [`AioContext::detach`] on the home thread, under the context's lock, so that no poll
     /// of another thread is inside the engine: the context no longer drives the engine if this

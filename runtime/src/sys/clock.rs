@@ -151,6 +151,7 @@ impl Clock {
     }
 
     /// Returns the time left until `until`; `None` if the clock never reaches it.
+    #[inline]
     fn left(&self, until: Option<Instant>) -> Option<Duration> {
         let comes = |until: &Instant| !matches!(self, Clock::Virtual(clock) if !clock.reaches(*until));
         Some(until.filter(comes)?.saturating_duration_since(self.now()))
@@ -178,13 +179,13 @@ impl Clock {
     }
 
     /// Lets an engine sleep until `until` by calling `sleep`, which returns `None` if it did not
-    /// sleep. `is_ready` returns whether the sleep produced a completion.
+    /// sleep, and otherwise whether the sleep produced a completion.
+    #[inline]
     pub(crate) fn sleep_in_source(
         &self,
         until: Option<Instant>,
-        sleep: impl FnOnce(Option<Duration>) -> Option<io::Result<()>>,
-        is_ready: impl FnOnce() -> bool,
-    ) -> Option<io::Result<()>> {
+        sleep: impl FnOnce(Option<Duration>) -> Option<io::Result<bool>>,
+    ) -> Option<io::Result<bool>> {
         let timeout = self.left(until);
         let Clock::Virtual(clock) = self else { return sleep(timeout) };
         let (before, began) = (clock.elapsed(), Instant::now());
@@ -192,7 +193,7 @@ impl Clock {
         // The engine did not advance the clock, so it sleeps in real time. If the timeout has
         // elapsed in real time, it counts as elapsed in virtual time too.
         if let (Some(until), Some(timeout)) = (until, timeout) {
-            if clock.elapsed() == before && began.elapsed() >= timeout && !is_ready() {
+            if clock.elapsed() == before && began.elapsed() >= timeout && !matches!(slept, Ok(true)) {
                 clock.advance_to(until);
             }
         }

@@ -146,14 +146,19 @@ pub fn block_on<F: IntoFuture>(future: F) -> Result<F::Output, Cancelled> {
     };
     match home {
         Some(home) if home.scheduler.running().is_some() => home.scheduler.suspend_until(WaitReason::Future, look),
-        _ => loop {
+        Some(home) => {
+            let mut output = None;
+            home.context.poll_until(|| {
+                output = look();
+                output.is_some()
+            });
+            Ok(output.expect("the loop ran until there was one"))
+        }
+        None => loop {
             if let Some(output) = look() {
                 return Ok(output);
             }
-            match home {
-                Some(home) => drop(home.context.poll(true)),
-                None => thread::park(),
-            }
+            thread::park();
         },
     }
 }

@@ -178,9 +178,7 @@ impl<T: 'static> JoinSet<T> {
             // A destructor at the very end: the coroutines will not run any more.
             None if scheduler.is_ending() => Err(Cancelled),
             None => {
-                while !has_ended() {
-                    LocalContext::expect("joining a coroutine").context.poll(true);
-                }
+                LocalContext::expect("joining a coroutine").context.poll_until(has_ended);
                 Ok(())
             }
         }

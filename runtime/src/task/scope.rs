@@ -224,9 +224,8 @@ impl<'scope> Scope<'scope, '_> {
                 }
             }
             None => {
-                while self.left.get() > 0 && !scheduler.is_ending() {
-                    LocalContext::expect("a scope").context.poll(true);
-                }
+                let done = || self.left.get() == 0 || scheduler.is_ending();
+                LocalContext::expect("a scope").context.poll_until(done);
             }
         }
     }

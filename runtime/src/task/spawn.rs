@@ -215,7 +215,7 @@ impl<T> JoinHandle<T> {
                 }
                 // A destructor at the very end: the coroutine will not run any more.
                 None if scheduler.is_ending() => return Err(Box::new(Cancelled)),
-                None => drop(LocalContext::expect("joining a coroutine").context.poll(true)),
+                None => LocalContext::expect("joining a coroutine").context.poll_until(|| self.is_finished()),
             }
         }
     }

@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use coralio_runtime::{EventSource, HomeToken, JoinHandle, LoopToken};
+use coralio_runtime::{EventSource, Flush, HomeToken, JoinHandle, LoopToken, SourceState};
 
 /// A log of events, in order. Any thread may write to it.
 #[derive(Clone, Default)]
@@ -103,24 +103,25 @@ impl<F: Fn(BorrowedFd<'_>, Option<Duration>) + Send + Sync + 'static> EventSourc
         false
     }
 
-    fn flush(&self, _token: LoopToken<'_>, _all: bool) -> bool {
+    fn flush(&self, _token: LoopToken<'_>, _when: Flush) -> bool {
         false
     }
 
-    fn is_ready(&self, _token: HomeToken<'_>) -> bool {
-        false
-    }
-
-    fn is_idle(&self) -> bool {
-        self.idle
+    fn state(&self) -> SourceState {
+        if self.idle { SourceState::Idle } else { SourceState::Waiting }
     }
 
     fn describe(&self) -> String {
         String::new()
     }
 
-    fn sleep(&self, _token: HomeToken<'_>, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {
+    fn sleep(
+        &self,
+        _token: HomeToken<'_>,
+        other: BorrowedFd<'_>,
+        timeout: Option<Duration>,
+    ) -> Option<io::Result<bool>> {
         (self.how)(other, timeout);
-        Some(Ok(()))
+        Some(Ok(false))
     }
 }

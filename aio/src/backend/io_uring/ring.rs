@@ -96,19 +96,26 @@ impl Rings {
         unsafe { cursor.as_ref() }
     }
 
-    /// Takes back entries of the submission ring that the kernel did not consume. Returns their
-    /// number.
-    ///
-    /// The caller holds the lock, so no other thread submits.
+    /// Returns the number of entries on the submission ring that the kernel has not consumed.
     #[inline]
-    pub(super) fn withdraw(&self) -> usize {
+    pub(super) fn unsubmitted(&self) -> u32 {
         // Acquire pairs with the kernel's release of its cursor: it has read the entries before
         // that.
         let submitted = self.cursor(self.submitted).load(Acquire);
+        // Relaxed: written only by the thread that submits; the kernel reads it during that
+        // thread's system calls.
+        self.cursor(self.to_submit).load(Relaxed).wrapping_sub(submitted)
+    }
+
+    /// Takes back up to `most` of the last entries of the submission ring that the kernel did not
+    /// consume. Returns their number.
+    ///
+    /// The caller holds the lock, so no other thread submits.
+    #[inline]
+    pub(super) fn withdraw(&self, most: usize) -> usize {
+        let left = self.unsubmitted().min(most as u32);
         let tail = self.cursor(self.to_submit);
-        // Relaxed: written only here; the kernel reads it during this thread's system calls.
-        let left = tail.load(Relaxed).wrapping_sub(submitted);
-        tail.store(submitted, Relaxed);
+        tail.store(tail.load(Relaxed).wrapping_sub(left), Relaxed);
         left as usize
     }
 }

@@ -7,6 +7,7 @@ use super::super::conformance::{
 use super::setup::refused;
 use super::*;
 use crate::backend::queue_depth::MAX_DEPTH;
+use std::cell::RefCell;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
@@ -321,6 +322,70 @@ fn submit_that_consumes_nothing_lends_nothing() {
     let mut keys = [next(&backend).key, next(&backend).key];
     keys.sort();
     assert_eq!((keys, peek(&backend)), ([3, 4], None));
+}
+
+#[test]
+fn deferred_entries_are_submitted_by_the_next_call() {
+    // E2, E3: a deferred entry counts as accepted, takes no system call, and is submitted by the
+    // next submit, by either kind of sleep, or before the ring is closed
+    let Some(backend) = ring(2) else { return };
+    let (file, other) = (Temp::in_memory(), eventfd());
+    let buffer = RefCell::new([1; 4]);
+    let write = |backend: &IoUring, at, key| {
+        backend.prepare(&operation(Opcode::Write, &file.0, &mut *buffer.borrow_mut(), at), key)
+    };
+    let defer = |backend: &IoUring, entries: &mut [Entry]| {
+        // SAFETY: the buffer outlives the requests, and this thread alone uses the backend.
+        unsafe { backend.defer(entries) }
+    };
+    let ways: [(&str, &dyn Fn(&IoUring)); 4] = [
+        ("submit nothing", &|backend| assert_eq!(submit(backend, &mut []).unwrap(), 0)),
+        ("submit another", &|backend| assert_eq!(submit(backend, &mut [write(backend, 8, 1)]).unwrap(), 1)),
+        ("sleep in place", &|backend| wait(backend, None, None).unwrap()),
+        ("sleep of the loop", &|backend| wait(backend, Some(other.as_fd()), None).unwrap()),
+    ];
+    for (number, (way, next_call)) in ways.into_iter().enumerate() {
+        let mut entry = [write(&backend, 0, 0)];
+        let deferred = behind_a_filter(libc::SYS_io_uring_enter, libc::EIO, || defer(&backend, &mut entry));
+        assert_eq!(deferred, 1, "{way}");
+        assert!(backend.has_deferred() && peek(&backend).is_none(), "{way}");
+        next_call(&backend);
+        let count = if number == 1 { 2 } else { 1 };
+        (0..count).for_each(|_| assert_eq!(next(&backend).result, 4, "{way}"));
+        assert!(!backend.has_deferred(), "{way}");
+        assert_eq!((backend.in_flight.count(), peek(&backend)), (0, None), "{way}");
+    }
+    // Entries beyond the depth are not accepted.
+    assert_eq!(defer(&backend, &mut [2, 3, 4].map(|key| write(&backend, 16, key))), 2);
+    assert_eq!(defer(&backend, &mut [write(&backend, 16, 5)]), 0);
+    drop(backend);
+    assert_eq!(file.0.metadata().unwrap().len(), 20, "the drop submits");
+}
+
+#[test]
+fn refused_call_leaves_deferred_entries_on_the_ring() {
+    // E2, W3: the kernel accepts nothing: entries of that call are taken off the ring, deferred
+    // ones stay, also if they fill the ring, which leaves no room for the poll request
+    let Some(backend) = ring(2) else { return };
+    let (file, other) = (Temp::in_memory(), eventfd());
+    let mut buffer = [1; 4];
+    let mut entries = [0, 1].map(|key| backend.prepare(&operation(Opcode::Write, &file.0, &mut buffer, key * 4), key));
+    // SAFETY: the buffer outlives the request, and this thread alone uses the backend.
+    let defer = |entries: &mut [Entry]| unsafe { backend.defer(entries) };
+    let [first, second] = &mut entries;
+    assert_eq!(defer(std::slice::from_mut(first)), 1);
+    let second = std::slice::from_mut(second);
+    let refused = behind_a_filter(libc::SYS_io_uring_enter, libc::EAGAIN, || submit(&backend, second));
+    assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EAGAIN));
+    assert_eq!((backend.rings.unsubmitted(), backend.in_flight.count()), (1, 1));
+    assert_eq!(defer(second), 1);
+    let sleep = || wait(&backend, Some(other.as_fd()), None);
+    behind_a_filter(libc::SYS_io_uring_enter, libc::EAGAIN, sleep).unwrap();
+    assert_eq!((backend.rings.unsubmitted(), backend.poll_event.is_armed()), (2, false));
+    sleep().unwrap();
+    let mut keys = [next(&backend).key, next(&backend).key];
+    keys.sort();
+    assert_eq!((keys, peek(&backend), backend.poll_event.is_armed()), ([0, 1], None, true));
 }
 
 #[test]

@@ -1,0 +1,178 @@
+//! Requests on io_uring that do not complete within submit: the loop's sleep submits them.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use coralio::context::AioContext;
+use coralio::engine::Engine;
+use coralio::engine::io_uring::IoUring;
+use coralio::task::Cancelled;
+use coralio::{JoinHandle, spawn, yield_now};
+
+use crate::uring::{Never, with_engine};
+
+/// Spawns a coroutine that reads `count` times.
+fn reader(engine: &Arc<Engine<IoUring>>, never: &Never, count: usize) -> JoinHandle<()> {
+    let (engine, never) = (Arc::clone(engine), never.clone());
+    spawn(move || (0..count).for_each(|_| assert_eq!(never.read(&engine), 1)))
+}
+
+/// Completes one read, after which the engine expects that reads wait.
+fn teach(context: &AioContext, engine: &Arc<Engine<IoUring>>, never: &Never) {
+    let reader = reader(engine, never, 1);
+    context.poll(false);
+    assert_eq!(engine.stats().in_flight, 1);
+    never.signal();
+    reader.join().unwrap();
+}
+
+#[test]
+fn sleep_submits_requests_that_wait() {
+    // E2, E8: after a submit that completed nothing, the next 63 batches are submitted by the call
+    // in which the loop sleeps, and the one after them by a submit
+    let never = Never::new();
+    with_engine(|_, engine| {
+        const READS: usize = 129;
+        let (watched, signalled) = (Arc::clone(engine), never.clone());
+        let signals = thread::spawn(move || {
+            for number in 0..READS as u64 {
+                while (watched.stats().completions, watched.stats().in_flight) != (number, 1) {
+                    thread::yield_now();
+                }
+                signalled.signal();
+            }
+        });
+        reader(engine, &never, READS).join().unwrap();
+        let stats = engine.stats();
+        assert_eq!((stats.completions, stats.submits, stats.sleeps), (READS as u64, 3, READS as u64));
+        signals.join().unwrap();
+    });
+}
+
+#[test]
+fn busy_loop_submits_held_requests() {
+    // E8: a loop that never sleeps submits a request after two iterations at the latest
+    let never = Never::new();
+    with_engine(|_, engine| {
+        const READS: usize = 100;
+        let reader = reader(engine, &never, READS);
+        let (engine, never) = (Arc::clone(engine), never.clone());
+        let spins = spawn(move || {
+            for number in 0..READS as u64 {
+                let mut rounds = 0;
+                while engine.stats().in_flight == 0 {
+                    yield_now();
+                    rounds += 1;
+                    assert!(rounds <= 3, "read {number} is still pending after {rounds} iterations");
+                }
+                never.signal();
+                while engine.stats().completions == number {
+                    yield_now();
+                }
+            }
+        });
+        spins.join().unwrap();
+        reader.join().unwrap();
+    });
+}
+
+/// Runs `f` while a poll handler keeps the loop from sleeping and calls `each`; fails after a
+/// thousand calls.
+fn without_sleeping(context: &AioContext, never: &Never, each: impl Fn() + Send + 'static, f: impl FnOnce()) {
+    let mut calls = 0;
+    let never = never.clone();
+    let count = move || {
+        calls += 1;
+        if calls == 1000 {
+            // The context's end waits for the request.
+            never.signal();
+            panic!("a request is still waiting after {calls} iterations");
+        }
+        each();
+    };
+    let handler = context.add_poll_handler(|| true, count).unwrap();
+    f();
+    drop(handler);
+}
+
+#[test]
+fn deferred_request_is_submitted_if_the_loop_does_not_sleep() {
+    // E8, X5: the loop has left a request to its sleep, and then finds work instead of sleeping
+    let never = Never::new();
+    with_engine(|context, engine| {
+        teach(context, engine, &never);
+        let (watched, signalled) = (Arc::clone(engine), never.clone());
+        let signals = move || {
+            if watched.stats().in_flight == 1 {
+                signalled.signal();
+            }
+        };
+        without_sleeping(context, &never, signals, || reader(engine, &never, 1).join().unwrap());
+    });
+}
+
+#[test]
+fn deferred_request_can_be_cancelled() {
+    // E11: a request that was left to the loop's sleep, and that the kernel has not seen, is
+    // cancelled
+    let never = Never::new();
+    with_engine(|context, engine| {
+        teach(context, engine, &never);
+        let (reads, watched) = ((Arc::clone(engine), never.clone()), Arc::clone(engine));
+        let reader = spawn(move || reads.1.try_read(&reads.0).unwrap_err());
+        let waker = reader.coroutine().waker();
+        let has_cancelled = AtomicBool::new(false);
+        let cancels = move || {
+            // Once: the kernel would find the request later.
+            if watched.stats().in_flight == 1 && !has_cancelled.swap(true, Ordering::Relaxed) {
+                waker.cancel();
+            }
+        };
+        without_sleeping(context, &never, cancels, || {
+            let error = reader.join().unwrap();
+            assert!(Cancelled::is_cause_of(&error), "{error}");
+        });
+    });
+}
+
+#[test]
+fn only_a_loop_that_continues_holds_requests() {
+    // E8: when a poll by the user, or a wait that runs the loop, has returned, no request of its
+    // last iteration is pending
+    let never = Never::new();
+    with_engine(|context, engine| {
+        teach(context, engine, &never);
+        let state = || (engine.stats().pending, engine.stats().in_flight);
+        let polled = reader(engine, &never, 1);
+        context.poll(true);
+        assert_eq!(state(), (0, 1));
+        never.signal();
+        polled.join().unwrap();
+
+        let reads = reader(engine, &never, 1);
+        spawn(|| ()).join().unwrap();
+        assert_eq!(state(), (0, 1));
+        never.signal();
+        reads.join().unwrap();
+    });
+}
+
+#[test]
+fn end_of_the_context_completes_deferred_requests() {
+    // C9, E13: a panic of a callback ends the context before the loop has slept: the request is
+    // submitted, cancelled and awaited
+    let never = Never::new();
+    let ended = catch_unwind(AssertUnwindSafe(|| {
+        with_engine(|context, engine| {
+            teach(context, engine, &never);
+            let watched = Arc::clone(engine);
+            let panics = move || assert!(watched.stats().in_flight == 0, "in flight");
+            let reads = reader(engine, &never, 1);
+            without_sleeping(context, &never, panics, || reads.join().unwrap());
+        })
+    }));
+    // Without a panic io_uring is forbidden.
+    assert!(!matches!(ended, Ok(Some(()))));
+}
