@@ -17,6 +17,7 @@ mod atomic {
 
     pub(super) use parking_lot::Mutex;
 }
+pub(crate) mod arena;
 #[cfg(test)]
 mod conformance;
 mod io_buffers;

@@ -8,6 +8,8 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::{self, NonNull};
 use std::slice;
 
+use crate::backend::arena;
+
 /// A byte buffer with a given alignment. It does not grow.
 ///
 /// ```
@@ -18,12 +20,26 @@ use std::slice;
 /// buf[..5].copy_from_slice(b"hello");
 /// assert_eq!(&buf[..6], b"hello\0");
 /// ```
+///
+/// Buffers of up to 1 MiB, aligned to at most 4096, come from a range of 64 MiB as long as it has
+/// room. Requests on them cost less CPU time on io_uring and a disk, because the backend registers
+/// their memory with the kernel. The range does not shrink.
 pub struct AlignedBuf {
     start: NonNull<u8>,
     layout: Layout,
-    /// The start of the allocation, which for large buffers exceeds the used part.
-    base: NonNull<u8>,
-    allocated: Layout,
+    memory: Memory,
+}
+
+/// The allocation of a buffer.
+enum Memory {
+    /// None: the buffer is empty.
+    Empty,
+    Arena,
+    /// From the allocator. For large buffers the allocation exceeds the used part.
+    Heap {
+        base: NonNull<u8>,
+        allocated: Layout,
+    },
 }
 
 /// From this size on, the system hands out zero pages, which cost nothing until they are written.
@@ -46,21 +62,26 @@ impl AlignedBuf {
         let layout = Layout::from_size_align(len, align).unwrap_or_else(|_| {
             panic!("invalid buffer of {len} bytes aligned to {align}: align must be a power of two")
         });
+        if len == 0 {
+            let start = NonNull::new(ptr::without_provenance_mut(layout.align())).expect("an alignment is not 0");
+            return AlignedBuf { start, layout, memory: Memory::Empty };
+        }
+        if align <= arena::PAGE {
+            if let Some(start) = arena::allocate(len) {
+                return AlignedBuf { start, layout, memory: Memory::Arena };
+            }
+        }
         let allocated = match Layout::from_size_align(len.saturating_add(align), 1) {
             Ok(loose) if len >= LARGE => loose,
             _ => layout,
         };
-        if len == 0 {
-            let start = NonNull::new(ptr::without_provenance_mut(layout.align())).expect("an alignment is not 0");
-            return AlignedBuf { start, layout, base: start, allocated };
-        }
         // SAFETY: the layout's size is not 0.
         let base = unsafe { alloc_zeroed(allocated) };
         let base = NonNull::new(base).unwrap_or_else(|| handle_alloc_error(layout));
         // SAFETY: the offset is less than `align`, which was allocated in addition to `len`; or 0,
         // because the layout has the alignment.
         let start = unsafe { base.add(base.align_offset(align)) };
-        AlignedBuf { start, layout, base, allocated }
+        AlignedBuf { start, layout, memory: Memory::Heap { base, allocated } }
     }
 
     /// Returns the alignment of the buffer in bytes.
@@ -71,9 +92,12 @@ impl AlignedBuf {
 
 impl Drop for AlignedBuf {
     fn drop(&mut self) {
-        if self.layout.size() != 0 {
+        match self.memory {
+            Memory::Empty => {}
+            // SAFETY: allocated by `new` with this length.
+            Memory::Arena => unsafe { arena::free(self.start, self.layout.size()) },
             // SAFETY: allocated by `new` with this layout.
-            unsafe { dealloc(self.base.as_ptr(), self.allocated) };
+            Memory::Heap { base, allocated } => unsafe { dealloc(base.as_ptr(), allocated) },
         }
     }
 }

@@ -6,6 +6,7 @@ use super::super::conformance::{
 };
 use super::setup::refused;
 use super::*;
+use crate::AlignedBuf;
 use crate::backend::queue_depth::MAX_DEPTH;
 use std::cell::RefCell;
 use std::os::fd::AsFd;
@@ -360,6 +361,53 @@ fn deferred_entries_are_submitted_by_the_next_call() {
     assert_eq!(defer(&backend, &mut [write(&backend, 16, 5)]), 0);
     drop(backend);
     assert_eq!(file.0.metadata().unwrap().len(), 20, "the drop submits");
+}
+
+#[test]
+fn registered_buffers_are_used_by_address() {
+    // E13, E16: after a number of requests the ring registers the buffer's memory, unless that is
+    // refused; requests on other memory, on a part of the buffer, and on the next buffer at the same
+    // address transfer the right bytes
+    const REQUESTS: usize = 2 * buffers::TRIES as usize;
+    let file = Temp::in_memory();
+    for is_refused in [false, true] {
+        let Some(backend) = ring(2) else { return };
+        let mut buffer = AlignedBuf::new(8192, 4096);
+        let address = buffer.as_ptr();
+        let mut other = [0; 4096];
+        let transfer = |opcode, memory: &mut [u8], at| {
+            let len = memory.len();
+            let mut prepare = || backend.prepare(&operation(opcode, &file.0, memory, at), 7);
+            let entry = if is_refused {
+                behind_a_filter(libc::SYS_io_uring_register, libc::ENOMEM, prepare)
+            } else {
+                prepare()
+            };
+            assert_eq!(submit(&backend, &mut [entry]).unwrap(), 1);
+            assert_eq!(next(&backend).result, len as i64);
+        };
+        for number in 0..REQUESTS {
+            if number == REQUESTS - 10 {
+                drop(buffer);
+                buffer = AlignedBuf::new(8192, 4096);
+            }
+            let (at, value) = (number as u64 % 7, number as u8);
+            let range = [0..4096, 4096..8192, 100..4196][number % 3].clone();
+            buffer[range.clone()].fill(value);
+            transfer(Opcode::Write, &mut buffer[range.clone()], at);
+            transfer(Opcode::Read, &mut other, at);
+            assert_eq!(other, [value; 4096], "request {number}");
+            buffer[range.clone()].fill(0);
+            transfer(Opcode::Read, &mut buffer[range.clone()], at);
+            assert!(buffer[range].iter().all(|&byte| byte == value), "request {number}");
+        }
+        let number = backend.buffers.number_of(&backend.ring, address.addr(), 4096);
+        if is_refused {
+            assert_eq!(number, None);
+        } else if number.is_none() {
+            eprintln!("skipped: the limit on locked memory is exhausted");
+        }
+    }
 }
 
 #[test]
