@@ -7,7 +7,6 @@
 //! the budget is served in pieces.
 
 use std::cell::Cell;
-use std::fs;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,7 +21,7 @@ use crate::budget::{ConnectionQuota, FREE_QUOTA, MemoryBudget};
 use crate::buffers::Buffer;
 use crate::export::Export;
 use crate::handle::{check, check_range, handle, memory, write};
-use crate::negotiate::Agreed;
+use crate::negotiate::{Agreed, Socket};
 use crate::protocol::{Command, MAX_BYTES, REQUEST_LEN, Request};
 use crate::reply::{Done, Reply, ReplyQueue};
 use crate::request_reader::RequestReader;
@@ -43,7 +42,7 @@ pub const PIECE: u32 = FREE_QUOTA as u32 / 2;
 const GRACE: Duration = Duration::from_secs(5);
 
 pub struct Connection {
-    pub socket: CoFd<fs::File>,
+    pub socket: CoFd<Socket>,
     pub export: Rc<Export>,
     pub agreed: Agreed,
     pub outbox: ReplyQueue,
@@ -89,14 +88,16 @@ impl Drop for Ticket {
 /// completes the requests that have been read. With an `idle_limit`, disconnects a client that
 /// neither sends a request nor takes a reply for that long.
 pub fn serve(
-    socket: fs::File,
+    socket: Socket,
     export: &Rc<Export>,
     agreed: Agreed,
     budget: &Arc<MemoryBudget>,
     idle_limit: Option<Duration>,
 ) -> io::Result<()> {
+    let socket = CoFd::from_sole_handle(socket)?;
+    socket.assume_bytes_only();
     let connection = Rc::new(Connection {
-        socket: CoFd::from_sole_handle(socket)?,
+        socket,
         export: Rc::clone(export),
         agreed,
         outbox: ReplyQueue::default(),

@@ -3,8 +3,8 @@
 //! It reads exactly the bytes of the handshake and none that follow, so that the socket can then
 //! move to another thread.
 
-use std::fs;
 use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
 
 use coralio::net::CoFd;
 
@@ -22,6 +22,10 @@ const OPTIONS_PER_EXPORT: usize = 4;
 
 const MALFORMED: &[u8] = b"malformed option: inconsistent lengths, or a name is not UTF-8";
 
+/// A client's socket, TCP or Unix: `std`'s type for Unix sockets calls `recv` and `send`, which do
+/// not depend on the family and cost less than the `read` and `write` of a file.
+pub type Socket = UnixStream;
+
 /// The result of the handshake.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Agreed {
@@ -33,7 +37,7 @@ pub struct Agreed {
 }
 
 struct Negotiation<'a> {
-    socket: &'a CoFd<fs::File>,
+    socket: &'a CoFd<Socket>,
     catalog: &'a Catalog,
     structured: bool,
     /// The export for which the client selected the metadata context.
@@ -48,7 +52,7 @@ struct Negotiation<'a> {
 ///
 /// The socket's. `InvalidData` if the client violates the protocol or exceeds `most_options` plus
 /// four options per export.
-pub fn negotiate(mut socket: &CoFd<fs::File>, catalog: &Catalog, most_options: usize) -> io::Result<Option<Agreed>> {
+pub fn negotiate(mut socket: &CoFd<Socket>, catalog: &Catalog, most_options: usize) -> io::Result<Option<Agreed>> {
     socket.write_all(&GREETING)?;
     let mut flags = [0; 4];
     socket.read_exact(&mut flags)?;

@@ -1,7 +1,6 @@
 //! Receive buffer of a connection: reads many requests with one system call, and holds no memory
 //! while the client is idle.
 
-use std::fs;
 use std::io::{self, IoSliceMut, Read};
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use coralio::net::CoFd;
 
 use crate::buffers::Buffer;
 use crate::connection::within;
+use crate::negotiate::Socket;
 use crate::protocol::REQUEST_LEN;
 use crate::turn::Turn;
 
@@ -36,7 +36,7 @@ impl RequestReader {
     }
 
     /// Returns the header of the next request, or `None` if the client will send no more.
-    pub fn head(&mut self, socket: &CoFd<fs::File>) -> io::Result<Option<[u8; REQUEST_LEN]>> {
+    pub fn head(&mut self, socket: &CoFd<Socket>) -> io::Result<Option<[u8; REQUEST_LEN]>> {
         while !self.has_head() {
             let begun = self.end - self.start;
             if let Some(memory) = self.memory.take() {
@@ -73,7 +73,7 @@ impl RequestReader {
     /// the client sends nothing for `idle_limit`.
     pub fn payload(
         &mut self,
-        mut socket: &CoFd<fs::File>,
+        mut socket: &CoFd<Socket>,
         payload: &mut [u8],
         turn: &mut Turn,
         idle_limit: Option<Duration>,

@@ -8,7 +8,6 @@
 
 use std::cell::Cell;
 use std::fmt::{self, Display};
-use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -31,7 +30,7 @@ use crate::budget::MemoryBudget;
 use crate::connection;
 use crate::export::{Catalog, Exports, open_all};
 use crate::limits::{self, Slot, Slots};
-use crate::negotiate::{Agreed, negotiate};
+use crate::negotiate::{Agreed, Socket, negotiate};
 use crate::options::Options;
 use crate::signals;
 use crate::socket_file::SocketFile;
@@ -49,7 +48,7 @@ const FULL_HANDSHAKE: Duration = Duration::from_secs(1);
 
 /// A client that has selected an export.
 struct Client {
-    socket: fs::File,
+    socket: Socket,
     agreed: Agreed,
     slot: Slot,
 }
@@ -155,7 +154,7 @@ impl Reception {
     }
 
     /// Negotiates with a client and passes it to the thread that serves the export.
-    fn receive(&self, socket: fs::File, slot: Slot, turn: usize) -> io::Result<()> {
+    fn receive(&self, socket: Socket, slot: Slot, turn: usize) -> io::Result<()> {
         let socket = CoFd::from_sole_handle(socket)?;
         let limit = self.options.handshake_limit;
         let agreed =
@@ -330,7 +329,7 @@ impl Listener {
     }
 
     /// Waits for the next client. Calls `nobody_waits` when the backlog is empty.
-    fn accept(&self, nobody_waits: impl Fn()) -> io::Result<fs::File> {
+    fn accept(&self, nobody_waits: impl Fn()) -> io::Result<Socket> {
         let socket: OwnedFd = match self {
             Listener::Unix(listener, _) => accept(listener, UnixListener::accept, nobody_waits)?.into(),
             Listener::Tcp(listener, keepalive) => {
