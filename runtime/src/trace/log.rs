@@ -8,7 +8,6 @@ use std::fmt;
 use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Instant;
 
 use parking_lot::Mutex;
 
@@ -43,8 +42,8 @@ struct Log {
     capacity: usize,
     /// Whether events store the return addresses on the stack.
     with_source: AtomicBool,
-    /// The system's time at which the log was created.
-    created: Instant,
+    /// The system's time at which the log was created, in nanoseconds.
+    created: u64,
 }
 
 struct Ring {
@@ -85,7 +84,7 @@ impl Trace {
         let events = VecDeque::with_capacity(capacity);
         let ring = Mutex::new(Ring { events, lost: 0, names: VecDeque::new(), addresses: VecDeque::new() });
         let with_source = AtomicBool::new(false);
-        let log = Log { contexts: AtomicU32::new(0), ring, capacity, with_source, created: Instant::now() };
+        let log = Log { contexts: AtomicU32::new(0), ring, capacity, with_source, created: Clock::Real.nanos() };
         Trace { log: Arc::new(log) }
     }
 
@@ -119,7 +118,8 @@ impl Trace {
     /// Creates the tracer of one more context, which uses `clock`.
     pub(crate) fn tracer(&self, clock: &Clock) -> Tracer {
         let context = self.log.contexts.fetch_add(1, Ordering::Relaxed);
-        Tracer { log: Arc::clone(&self.log), context, clock: clock.clone() }
+        let origin = if clock.is_virtual() { 0 } else { self.log.created };
+        Tracer { log: Arc::clone(&self.log), context, clock: clock.clone(), origin }
     }
 
     /// Returns the contents of the log; nothing in the child of a fork.
@@ -168,6 +168,8 @@ pub struct Tracer {
     log: Arc<Log>,
     context: u32,
     clock: Clock,
+    /// The time of `clock` from which the events' times are counted.
+    origin: u64,
 }
 
 impl Tracer {
@@ -176,20 +178,13 @@ impl Tracer {
         self.log.with_source.load(Ordering::Relaxed)
     }
 
-    fn push(&self, event: Event, id: Id, at: Option<&'static Location<'static>>, name: Option<&str>) {
+    fn push(&self, event: Event, id: Id, at: Option<&'static Location<'static>>) {
         let calls = self.has_source().then(addresses);
-        self.push_with(event, id, at, name, calls);
+        self.push_with(event, id, at, calls);
     }
 
     /// Writes an event that happened on a stack with the addresses `calls`.
-    fn push_with(
-        &self,
-        event: Event,
-        id: Id,
-        at: Option<&'static Location<'static>>,
-        name: Option<&str>,
-        calls: Option<Box<[usize]>>,
-    ) {
+    fn push_with(&self, event: Event, id: Id, at: Option<&'static Location<'static>>, calls: Option<Box<[usize]>>) {
         // The child of a fork has a copy of the log, which a thread of the parent may have locked.
         if in_child() {
             return;
@@ -197,7 +192,7 @@ impl Tracer {
         let thread = thread();
         let mut ring = self.log.ring.lock();
         // Read under the lock: the events of all threads have ascending times.
-        let time = self.clock.nanos_since(self.log.created);
+        let time = self.clock.nanos().saturating_sub(self.origin);
         let raw = Raw { time, thread, context: self.context, event, id, at };
         if ring.events.len() == self.log.capacity {
             ring.events.pop_front();
@@ -212,44 +207,45 @@ impl Tracer {
             ring.addresses.push_back((number, calls));
         }
         ring.events.push_back(raw);
-        if let Some(name) = name {
+    }
+
+    #[cold]
+    pub(crate) fn create(&self, id: Id, name: Option<&str>, at: &'static Location<'static>) {
+        if let Some(name) = name.filter(|_| !in_child()) {
+            let mut ring = self.log.ring.lock();
             if ring.names.len() == self.log.capacity {
                 ring.names.pop_front();
             }
             ring.names.push_back((id, name.into()));
         }
-    }
-
-    #[cold]
-    pub(crate) fn create(&self, id: Id, name: Option<&str>, at: &'static Location<'static>) {
-        self.push(Event::Create(UNNUMBERED), id, Some(at), name);
+        self.push(Event::Create(UNNUMBERED), id, Some(at));
     }
 
     /// `at` is the line at which the coroutine continues.
     #[cold]
     pub(crate) fn enter(&self, id: Id, unwinds: bool, at: &'static Location<'static>) {
-        self.push(Event::Enter { lane: UNNUMBERED, unwinds }, id, Some(at), None);
+        self.push(Event::Enter { lane: UNNUMBERED, unwinds }, id, Some(at));
     }
 
     #[cold]
     pub(crate) fn yielded(&self, id: Id, waits: WaitKind, at: &'static Location<'static>, calls: Option<Box<[usize]>>) {
-        self.push_with(Event::Yield { lane: UNNUMBERED, waits }, id, Some(at), None, calls);
+        self.push_with(Event::Yield { lane: UNNUMBERED, waits }, id, Some(at), calls);
     }
 
     #[cold]
     pub(crate) fn end(&self, id: Id) {
         // No lines: the coroutine's stack is empty by now.
-        self.push_with(Event::End(UNNUMBERED), id, None, None, None);
+        self.push_with(Event::End(UNNUMBERED), id, None, None);
     }
 
     #[cold]
     pub(crate) fn wake(&self, id: Id, how: Wake, at: &'static Location<'static>) {
-        self.push(Event::Wake { lane: UNNUMBERED, how }, id, Some(at), None);
+        self.push(Event::Wake { lane: UNNUMBERED, how }, id, Some(at));
     }
 
     #[cold]
     pub(crate) fn lock(&self, taken: bool) {
-        self.push(if taken { Event::Acquire } else { Event::Release }, NONE, None, None);
+        self.push(if taken { Event::Acquire } else { Event::Release }, NONE, None);
     }
 
     /// Records the beginning of a piece of work; its end is recorded when the returned value is
@@ -258,7 +254,7 @@ impl Tracer {
     #[track_caller]
     #[must_use = "dropping the span records its end"]
     pub fn span(&self, span: Span) -> SpanGuard<'_> {
-        self.push(Event::Begin(span), NONE, Some(Location::caller()), None);
+        self.push(Event::Begin(span), NONE, Some(Location::caller()));
         SpanGuard(self, span)
     }
 
@@ -266,28 +262,28 @@ impl Tracer {
     #[cold]
     #[track_caller]
     pub fn request(&self, key: u64, state: RequestState) {
-        self.push(Event::Request { request: key, state }, NONE, Some(Location::caller()), None);
+        self.push(Event::Request { request: key, state }, NONE, Some(Location::caller()));
     }
 
     /// Records an engine's counters. For authors of engines.
     #[cold]
     #[track_caller]
     pub fn counters(&self, in_flight: u32, pending: u32, plugged: u32) {
-        self.push(Event::Counters { in_flight, pending, plugged }, NONE, Some(Location::caller()), None);
+        self.push(Event::Counters { in_flight, pending, plugged }, NONE, Some(Location::caller()));
     }
 
     /// Records the violation of a rule. For authors of engines.
     #[cold]
     #[track_caller]
     pub fn violation(&self, what: impl Into<String>) {
-        self.push(Event::Violation(what.into()), NONE, Some(Location::caller()), None);
+        self.push(Event::Violation(what.into()), NONE, Some(Location::caller()));
     }
 
     /// Records a text of the program's own.
     #[cold]
     #[track_caller]
     pub fn mark(&self, what: impl Into<String>) {
-        self.push(Event::Mark(what.into()), NONE, Some(Location::caller()), None);
+        self.push(Event::Mark(what.into()), NONE, Some(Location::caller()));
     }
 }
 
@@ -303,7 +299,7 @@ pub struct SpanGuard<'a>(&'a Tracer, Span);
 
 impl Drop for SpanGuard<'_> {
     fn drop(&mut self) {
-        self.0.push(Event::Finish(self.1), NONE, None, None);
+        self.0.push(Event::Finish(self.1), NONE, None);
     }
 }
 
