@@ -132,7 +132,7 @@ impl Scheduler {
     #[track_caller]
     pub(crate) fn suspend_for(&self, reason: WaitReason) {
         if !self.suspend_if_possible(reason) {
-            self.suspend_above_unwinding(reason);
+            self.suspend_above_unwinding();
         }
     }
 
@@ -145,7 +145,7 @@ impl Scheduler {
     #[inline(always)]
     #[track_caller]
     pub(crate) fn try_suspend_for(&self, reason: WaitReason) -> Result<(), Cancelled> {
-        if self.suspend_if_possible(reason) { Ok(()) } else { self.suspend_or_fail(reason) }
+        if self.suspend_if_possible(reason) { Ok(()) } else { self.suspend_or_fail() }
     }
 
     /// Suspends the running coroutine. Returns false immediately if any stack of this thread is
@@ -164,24 +164,27 @@ impl Scheduler {
     #[track_caller]
     pub(crate) fn suspend_if_possible(&self, reason: WaitReason) -> bool {
         let Some(block) = self.running.get() else { yields_outside() };
-        if self.local(block).unwinding.get() || thread::panicking() {
+        let local = self.local(block);
+        // First, and not passed on: a copy of the reason would take a dozen instructions.
+        local.wait_reason.set(reason);
+        if local.unwinding.get() || thread::panicking() {
             return false;
         }
-        self.leave_stack(block, reason);
+        self.leave_stack(block);
         true
     }
 
-    /// Leaves the stack of the running coroutine: the only place that does.
+    /// Leaves the stack of the running coroutine, which has recorded what it waits for: the only
+    /// place that does.
     #[inline(always)]
     #[track_caller]
-    pub(super) fn leave_stack(&self, block: &'static ControlBlock, reason: WaitReason) {
+    pub(super) fn leave_stack(&self, block: &'static ControlBlock) {
         // SAFETY: as in `frame`; the running coroutine was entered from one.
         let frame = unsafe { &*self.top.get() };
         let local = self.local(block);
         if self.shared.lock_depth() > frame.lock_depth.get() {
             yields_with_lock(local, self.shared.lock_depth() - frame.lock_depth.get());
         }
-        local.wait_reason.set(reason);
         local.suspended_at.set(Location::caller());
         local.since.set(self.clock.ms());
         // Last, for an inspector that stops this thread: a suspended coroutine has recorded what it

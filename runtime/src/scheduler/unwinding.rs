@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::panic::{Location, resume_unwind};
 use std::{ptr, thread};
 
-use crate::coroutine::{BlockRef, Cancelled, LocalState, WaitReason};
+use crate::coroutine::{BlockRef, Cancelled, LocalState};
 use crate::scheduler::Scheduler;
 use crate::sys::abort;
 use crate::trace::WaitKind;
@@ -64,25 +64,25 @@ impl Scheduler {
     /// Suspends the running coroutine if only a stack below its own unwinds; otherwise refuses.
     #[cold]
     #[track_caller]
-    pub(super) fn suspend_above_unwinding(&self, reason: WaitReason) {
+    pub(super) fn suspend_above_unwinding(&self) {
         let block = self.running().expect("only a coroutine is refused");
         if !self.can_suspend() {
-            return self.refuse_to_suspend(self.local(block), reason, Location::caller());
+            return self.refuse_to_suspend(self.local(block), Location::caller());
         }
         self.unwinding.suspended_above.set(Some(block.id()));
-        self.leave_stack(block, reason);
+        self.leave_stack(block);
     }
 
     /// Suspends as `suspend_above_unwinding`, for waits that can fail: returns the error in a
     /// destructor on the coroutine's own unwinding stack.
     #[cold]
     #[track_caller]
-    pub(super) fn suspend_or_fail(&self, reason: WaitReason) -> Result<(), Cancelled> {
+    pub(super) fn suspend_or_fail(&self) -> Result<(), Cancelled> {
         let block = self.running().expect("only a coroutine is refused");
         if self.is_panicking() && self.hidden_unwinding(self.local(block)).is_none() {
             return Err(Cancelled);
         }
-        self.suspend_above_unwinding(reason);
+        self.suspend_above_unwinding();
         Ok(())
     }
 
@@ -93,7 +93,7 @@ impl Scheduler {
     }
 
     #[cold]
-    fn refuse_to_suspend(&self, local: &LocalState, reason: WaitReason, wait: &Location<'_>) {
+    fn refuse_to_suspend(&self, local: &LocalState, wait: &Location<'_>) {
         if local.unwinding.get() && !self.is_panicking() {
             // The coroutine caught the unwinding and continued. Unwind it again, but not for ever.
             let swallowed = local.swallowed.get() + 1;
@@ -108,7 +108,7 @@ impl Scheduler {
                 local.created_at.get()
             ));
         }
-        let (name, at, kind) = (local.label(), local.created_at.get(), WaitKind::from(reason));
+        let (name, at, kind) = (local.label(), local.created_at.get(), WaitKind::from(local.wait_reason.get()));
         if let Some(other) = self.hidden_unwinding(local) {
             abort(format_args!(
                 "coroutine {name} (created at {at}) waits for {kind}, at {wait}, while a stack of its thread unwinds: its \

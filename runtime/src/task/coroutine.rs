@@ -387,7 +387,8 @@ impl fmt::Debug for Coroutine {
 ///
 /// Yields. If the context, or the coroutine's scope, ends meanwhile, this does not return but
 /// unwinds with [`Cancelled`] as payload.
-#[inline]
+// Always: see `Scheduler::suspend_if_possible`.
+#[inline(always)]
 #[track_caller]
 #[doc(alias = "qemu_coroutine_yield")]
 pub fn suspend() {
@@ -406,7 +407,7 @@ pub fn suspend() {
 /// # Control
 ///
 /// Yields.
-#[inline]
+#[inline(always)]
 #[track_caller]
 pub fn yield_now() {
     Scheduler::expect("yield outside a coroutine, and").reschedule();
