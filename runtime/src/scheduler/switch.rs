@@ -94,11 +94,14 @@ impl Scheduler {
     }
 
     /// Prefetches the first kilobyte of a coroutine's stack while another coroutine runs: with a
-    /// thousand coroutines, the cache has evicted that memory since the coroutine last ran.
+    /// thousand coroutines, the cache has evicted that memory since the coroutine last ran. Does
+    /// nothing for a coroutine that has not run yet: its creation touched the stack.
     #[inline]
     pub(super) fn prefetch(&self, block: &'static ControlBlock) {
         let root = self.local(block).yielder.get().cast::<u8>();
-        prefetch(root.wrapping_sub(15 * 64), 16 * 64);
+        if !root.is_null() {
+            prefetch(root.wrapping_sub(15 * 64), 16 * 64);
+        }
     }
 
     /// The only place that switches to a coroutine's stack (besides `walk`).
