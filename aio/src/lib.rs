@@ -78,7 +78,12 @@
 //! To *enter* a coroutine is to run it on top of the caller until it *yields* (suspends itself) or
 //! ends. A function that may do either has a section `# Control`. All other functions never switch:
 //! they do not enter a coroutine, yield or block. (Called on a thread other than the context's, a
-//! function may wait for the context's lock.)
+//! function may wait for the context's lock.) A coroutine that they wake runs when the running one
+//! yields, or else in the loop's next iteration.
+//!
+//! A function that yields panics where it would have to wait outside a coroutine, unless its section
+//! `# Control` says otherwise. In a destructor on an unwinding stack it cannot wait either: see
+//! [`can_suspend`](task::can_suspend).
 //!
 //! # Soundness of borrowed buffers
 //!

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! - *Enter* runs a coroutine immediately, on the caller's thread, until it yields or ends. Enters
-//!   nest.
+//!   nest. A panic of the coroutine propagates to the enterer, or else goes to its join handle.
 //! - A coroutine is *entered* while it is on the stack: running, or below coroutines that it
 //!   entered. Entering it again is recursive entry, an error that names the chain.
 //! - *Yield* ([`suspend`]) returns to the latest enterer.
@@ -25,7 +25,12 @@
 //! blocking call.
 //!
 //! Functions that may switch coroutines have a documentation section `# Control`. Functions
-//! without this section never switch: they neither enter, nor yield, nor block.
+//! without this section never switch: they neither enter, nor yield, nor block. A coroutine that they
+//! wake runs when the running one yields, or else in its loop's next iteration.
+//!
+//! A function that yields panics where it would have to wait outside a coroutine, unless its section
+//! `# Control` says otherwise. In a destructor on an unwinding stack it cannot wait either: see
+//! [`can_suspend`].
 //!
 //! This crate knows nothing of I/O requests; `coralio` adds them.
 //!

@@ -65,10 +65,6 @@ impl Barrier {
     /// [`Cancelled`], if the coroutine was cancelled or an enclosing timeout expired: its arrival is
     /// withdrawn, and the others wait for one more. A round that is complete is passed even so.
     ///
-    /// # Panics
-    ///
-    /// Outside a coroutine, if it would have to wait.
-    ///
     /// # Control
     ///
     /// May yield.

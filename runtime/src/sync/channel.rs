@@ -195,10 +195,6 @@ impl<T> Sender<T> {
     /// enclosing timeout expired. Both errors return the message. If there is room, a cancelled
     /// coroutine sends the message nevertheless.
     ///
-    /// # Panics
-    ///
-    /// Outside a coroutine, if it would have to wait.
-    ///
     /// # Control
     ///
     /// May yield.
@@ -220,9 +216,7 @@ impl<T> Sender<T> {
         }
     }
 
-    /// Sends a message if there is room or a receiver waits. Callable outside a coroutine. A
-    /// receiver that waited runs when the running coroutine yields, or else in its loop's next
-    /// iteration.
+    /// Sends a message if there is room or a receiver waits. Callable outside a coroutine.
     ///
     /// # Errors
     ///
@@ -275,10 +269,6 @@ impl<T> Receiver<T> {
     /// cancelled or an enclosing timeout expired. If there is a message, a cancelled coroutine
     /// receives it nevertheless.
     ///
-    /// # Panics
-    ///
-    /// Outside a coroutine, if it would have to wait.
-    ///
     /// # Control
     ///
     /// May yield.
@@ -304,8 +294,7 @@ impl<T> Receiver<T> {
         }
     }
 
-    /// Receives the oldest message, if there is one. Callable outside a coroutine. A sender that
-    /// waited runs when the running coroutine yields, or else in its loop's next iteration.
+    /// Receives the oldest message, if there is one. Callable outside a coroutine.
     ///
     /// ```
     /// use coralio::context::AioContext;

@@ -90,10 +90,7 @@ impl<T: ?Sized> CoMutex<T> {
     /// # Panics
     ///
     /// If the coroutine holds the lock already: it counts as the owner until the guard is dropped,
-    /// wherever the guard was moved. Outside a coroutine, if it would have to wait.
-    ///
-    /// Aborts the process if it has to wait in a destructor on an unwinding stack: see
-    /// [`can_suspend`](crate::can_suspend).
+    /// wherever the guard was moved.
     ///
     /// # Control
     ///
@@ -212,8 +209,6 @@ impl<T: ?Sized> CoMutex<T> {
     }
 
     /// Releases the lock, or hands it to the first waiter.
-    ///
-    /// The next owner runs when the running coroutine yields, or else in its loop's next iteration.
     #[inline]
     fn unlock(&self) {
         self.owner.clear();

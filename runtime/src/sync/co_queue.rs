@@ -50,13 +50,6 @@ impl CoQueue {
     /// of the mutex is never missed. Neither cancellation nor a timeout ends the wait: see
     /// [`wait_cancellable`](Self::wait_cancellable).
     ///
-    /// # Panics
-    ///
-    /// Outside a coroutine.
-    ///
-    /// Aborts the process if it has to wait in a destructor on an unwinding stack: see
-    /// [`can_suspend`](crate::can_suspend).
-    ///
     /// # Control
     ///
     /// Yields.
@@ -97,10 +90,6 @@ impl CoQueue {
     ///
     /// [`Cancelled`]; the mutex is then not locked again.
     ///
-    /// # Panics
-    ///
-    /// Outside a coroutine.
-    ///
     /// # Control
     ///
     /// May yield.
@@ -131,9 +120,6 @@ impl CoQueue {
     }
 
     /// Wakes the longest waiting coroutine. Returns whether there was one.
-    ///
-    /// The woken coroutine runs when the running coroutine yields, or else in its loop's next
-    /// iteration.
     #[track_caller]
     pub fn wake_one(&self) -> bool {
         let next = self.queue.lock().grant_first();
@@ -147,9 +133,6 @@ impl CoQueue {
     }
 
     /// Wakes all current waiters, in order of arrival.
-    ///
-    /// The woken coroutines run when the running coroutine yields, or else in their loops' next
-    /// iteration.
     #[track_caller]
     pub fn wake_all(&self) {
         // A woken waiter on another thread may wait again meanwhile: it queues at the end, and is

@@ -156,10 +156,7 @@ impl<T: ?Sized> CoRwLock<T> {
     ///
     /// # Panics
     ///
-    /// If the coroutine holds the lock for writing; outside a coroutine, if it would have to wait.
-    ///
-    /// Aborts the process if it has to wait in a destructor on an unwinding stack: see
-    /// [`can_suspend`](crate::can_suspend).
+    /// If the coroutine holds the lock for writing.
     ///
     /// # Control
     ///
@@ -204,10 +201,7 @@ impl<T: ?Sized> CoRwLock<T> {
     ///
     /// # Panics
     ///
-    /// If the coroutine holds the lock for writing; outside a coroutine, if it would have to wait.
-    ///
-    /// Aborts the process if it has to wait in a destructor on an unwinding stack: see
-    /// [`can_suspend`](crate::can_suspend).
+    /// If the coroutine holds the lock for writing.
     ///
     /// # Control
     ///
@@ -340,8 +334,6 @@ impl<T: ?Sized> CoRwLock<T> {
     }
 
     /// Releases a share, and admits the waiters that this allows.
-    ///
-    /// They run when the running coroutine yields, or else in their loops' next iteration.
     #[inline]
     fn give_up(&self, share: Share) {
         let share = match share {

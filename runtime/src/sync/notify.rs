@@ -88,10 +88,6 @@ impl Notify {
     /// [`Cancelled`], if the coroutine was cancelled or an enclosing timeout expired: then no
     /// notification was consumed. A permit is consumed even so.
     ///
-    /// # Panics
-    ///
-    /// Outside a coroutine, if it would have to wait.
-    ///
     /// # Control
     ///
     /// May yield.
@@ -108,10 +104,6 @@ impl Notify {
     ///
     /// [`Cancelled`], if the condition is false and the coroutine was cancelled or an enclosing
     /// timeout expired.
-    ///
-    /// # Panics
-    ///
-    /// Outside a coroutine, if it would have to wait.
     ///
     /// # Control
     ///
@@ -153,9 +145,6 @@ impl Notify {
     /// Notifies the longest waiting coroutine; if there is none, stores a permit for the next
     /// [`notified`](Self::notified). At most one permit is stored. Callable from any thread, in a
     /// coroutine or not.
-    ///
-    /// The notified coroutine runs when the running coroutine yields, or else in its loop's next
-    /// iteration.
     #[track_caller]
     pub fn notify_one(&self) {
         loop {
@@ -181,9 +170,6 @@ impl Notify {
 
     /// Notifies all coroutines that wait at present, in order of arrival. Stores no permit. Callable
     /// from any thread, in a coroutine or not.
-    ///
-    /// The notified coroutines run when the running coroutine yields, or else in their loops' next
-    /// iteration.
     #[track_caller]
     pub fn notify_waiters(&self) {
         let mut locked = self.queue.lock();

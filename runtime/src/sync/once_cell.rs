@@ -70,8 +70,7 @@ impl<T> OnceCell<T> {
     ///
     /// # Panics
     ///
-    /// Propagates a panic of `f`; the cell stays empty. If `f` initializes the same cell. Outside a
-    /// coroutine, if it would have to wait.
+    /// Propagates a panic of `f`; the cell stays empty. If `f` initializes the same cell.
     ///
     /// # Control
     ///

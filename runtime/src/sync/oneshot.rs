@@ -30,8 +30,7 @@ pub fn channel<T>() -> (Sender<T>, Receiver<T>) {
 pub struct Sender<T>(channel::Sender<T>);
 
 impl<T> Sender<T> {
-    /// Sends the value. It never waits, and may be called outside a coroutine. The receiver runs
-    /// when the running coroutine yields, or else in its loop's next iteration.
+    /// Sends the value. It never waits, and may be called outside a coroutine.
     ///
     /// # Errors
     ///
@@ -54,10 +53,6 @@ impl<T> Receiver<T> {
     /// The sender is gone, and the value, if any, was received already; or the wait was cut short,
     /// because the coroutine was cancelled or an enclosing timeout expired: then `recv` may be
     /// called again.
-    ///
-    /// # Panics
-    ///
-    /// Outside a coroutine, if it would have to wait.
     ///
     /// # Control
     ///

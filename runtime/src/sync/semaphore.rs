@@ -57,13 +57,6 @@ impl Semaphore {
     /// Neither cancellation nor a timeout ends the wait: see
     /// [`acquire_cancellable`](Self::acquire_cancellable).
     ///
-    /// # Panics
-    ///
-    /// Outside a coroutine, if it would have to wait.
-    ///
-    /// Aborts the process if it has to wait in a destructor on an unwinding stack: see
-    /// [`can_suspend`](crate::can_suspend).
-    ///
     /// # Control
     ///
     /// May yield.
@@ -74,13 +67,6 @@ impl Semaphore {
 
     /// Acquires `count` permits atomically, suspending until they are available. Requesting more
     /// than exist is not an error: permits may be added later.
-    ///
-    /// # Panics
-    ///
-    /// Outside a coroutine, if it would have to wait.
-    ///
-    /// Aborts the process if it has to wait in a destructor on an unwinding stack: see
-    /// [`can_suspend`](crate::can_suspend).
     ///
     /// # Control
     ///
@@ -100,10 +86,6 @@ impl Semaphore {
     /// # Errors
     ///
     /// [`Cancelled`]. An available permit is acquired even so.
-    ///
-    /// # Panics
-    ///
-    /// Outside a coroutine, if it would have to wait.
     ///
     /// # Control
     ///
@@ -140,10 +122,6 @@ impl Semaphore {
     ///
     /// [`Cancelled`]. Available permits are acquired even so.
     ///
-    /// # Panics
-    ///
-    /// Outside a coroutine, if it would have to wait.
-    ///
     /// # Control
     ///
     /// May yield.
@@ -161,8 +139,7 @@ impl Semaphore {
         self.take(1).is_ok().then(|| Permit { semaphore: self, count: 1 })
     }
 
-    /// Adds permits. Callable from any thread, in a coroutine or not. Admitted waiters run when the
-    /// running coroutine yields, or else in their loops' next iteration.
+    /// Adds permits. Callable from any thread, in a coroutine or not.
     ///
     /// # Panics
     ///

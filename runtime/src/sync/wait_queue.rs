@@ -223,9 +223,6 @@ impl<P: Default, S> WaitQueue<P, S> {
     /// Wakes the waiters that `grant_next` grants, one after the other, each with the queue
     /// unlocked. Others may join or grant in between, so each step must leave everything
     /// consistent.
-    ///
-    /// The woken coroutines run when the running coroutine yields, or else in their loops' next
-    /// iteration.
     #[track_caller]
     pub(crate) fn grant_all<'a>(
         &'a self,

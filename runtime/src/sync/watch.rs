@@ -92,8 +92,8 @@ pub struct Sender<T> {
 }
 
 impl<T> Sender<T> {
-    /// Replaces the value, and wakes the receivers that wait for a change: they run when the running
-    /// coroutine yields, or else in their loops' next iteration. Callable outside a coroutine.
+    /// Replaces the value, and wakes the receivers that wait for a change. Callable outside a
+    /// coroutine.
     ///
     /// # Errors
     ///
@@ -149,10 +149,6 @@ impl<T> Sender<T> {
     ///
     /// [`Cancelled`], if there is a receiver and the coroutine was cancelled or an enclosing
     /// timeout expired.
-    ///
-    /// # Panics
-    ///
-    /// Outside a coroutine, if it would have to wait.
     ///
     /// # Control
     ///
@@ -250,10 +246,6 @@ impl<T> Receiver<T> {
     ///
     /// This receiver has seen the value, and no sender is left; or the coroutine was cancelled, or
     /// an enclosing timeout expired: a change is then returned by the next call.
-    ///
-    /// # Panics
-    ///
-    /// Outside a coroutine, if it would have to wait.
     ///
     /// # Control
     ///

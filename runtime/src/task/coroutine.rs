@@ -145,7 +145,7 @@ impl Coroutine {
     ///
     /// # Panics
     ///
-    /// Where [`try_enter`](Self::try_enter) returns an error. A panic of the coroutine propagates.
+    /// Where [`try_enter`](Self::try_enter) returns an error.
     ///
     /// # Control
     ///
@@ -165,10 +165,6 @@ impl Coroutine {
     /// # Errors
     ///
     /// The coroutine is entered already, is scheduled, or has ended.
-    ///
-    /// # Panics
-    ///
-    /// Propagates a panic of the coroutine.
     ///
     /// # Control
     ///
@@ -191,7 +187,7 @@ impl Coroutine {
     ///
     /// # Panics
     ///
-    /// If the coroutine has ended or is scheduled. A panic of the coroutine propagates.
+    /// If the coroutine has ended or is scheduled.
     ///
     /// # Control
     ///
@@ -247,10 +243,6 @@ impl Coroutine {
     /// yields or ends. Woken twice, it runs once. Woken while entered, it becomes ready as soon as
     /// it suspends. Does nothing if the coroutine has ended.
     ///
-    /// # Panics
-    ///
-    /// Propagates a panic of the coroutine.
-    ///
     /// # Control
     ///
     /// May enter the coroutine.
@@ -290,10 +282,6 @@ impl Coroutine {
     ///
     /// Cancelling only sets a flag: the coroutine's functions return as after any error. See
     /// [`shield`](crate::shield) and [`check_cancelled`](crate::check_cancelled).
-    ///
-    /// # Panics
-    ///
-    /// Propagates a panic of the coroutine, if this call enters it.
     ///
     /// # Control
     ///
@@ -378,10 +366,7 @@ impl fmt::Debug for Coroutine {
 ///
 /// # Panics
 ///
-/// Outside a coroutine; and while the coroutine holds the context's lock.
-///
-/// Aborts the process if it has to wait in a destructor on an unwinding stack: see
-/// [`can_suspend`](crate::can_suspend).
+/// While the coroutine holds the context's lock.
 ///
 /// # Control
 ///
@@ -396,13 +381,6 @@ pub fn suspend() {
 }
 
 /// Yields to the event loop; resumes after every other ready coroutine has run.
-///
-/// # Panics
-///
-/// Outside a coroutine.
-///
-/// Aborts the process if it has to wait in a destructor on an unwinding stack: see
-/// [`can_suspend`](crate::can_suspend).
 ///
 /// # Control
 ///

@@ -227,8 +227,7 @@ impl<T> JoinSet<T> {
     }
 
     /// Cancels all coroutines of the set, in order of creation: from now on their waits return
-    /// [`Cancelled`]. They remain in the set, and run when the running coroutine yields, or else in
-    /// the loop's next iteration.
+    /// [`Cancelled`]. They remain in the set.
     #[doc(alias = "abort_all")]
     #[track_caller]
     pub fn cancel_all(&self) {

@@ -47,9 +47,6 @@ use crate::task::{Coroutine, CoroutineBuilder, JoinHandle};
 /// If a coroutine of the scope panics and its handle is not joined: that panic propagates after the
 /// others have ended. Outside a context.
 ///
-/// Aborts the process if it has to wait in a destructor on an unwinding stack: see
-/// [`can_suspend`](crate::can_suspend).
-///
 /// # Control
 ///
 /// May yield; on the thread's own stack, may enter.

@@ -68,7 +68,7 @@ where
 ///
 /// # Panics
 ///
-/// As [`spawn`]. A panic of the coroutine goes to its handle, as for any spawned coroutine.
+/// As [`spawn`].
 ///
 /// # Control
 ///
@@ -221,10 +221,6 @@ impl<T> JoinHandle<T> {
     }
 
     /// Cancels the coroutine, as [`Coroutine::cancel`] does.
-    ///
-    /// # Panics
-    ///
-    /// Propagates a panic of the coroutine, if this call enters it.
     ///
     /// # Control
     ///

@@ -18,10 +18,6 @@ impl Waker {
     /// thread; from elsewhere, in the next iteration of its loop, which is notified. Does nothing
     /// if the coroutine has ended.
     ///
-    /// # Panics
-    ///
-    /// Propagates a panic of the coroutine, if this call enters it.
-    ///
     /// # Control
     ///
     /// May enter the coroutine, on its home thread.
@@ -32,10 +28,6 @@ impl Waker {
 
     /// Cancels the coroutine, as [`Coroutine::cancel`](crate::Coroutine::cancel); callable from any
     /// thread.
-    ///
-    /// # Panics
-    ///
-    /// As [`wake`](Self::wake).
     ///
     /// # Control
     ///

@@ -123,10 +123,6 @@ impl Trace {
     }
 
     /// Returns the contents of the log; nothing in the child of a fork.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     pub fn recording(&self) -> Recording {
         // Another thread may have held the lock when this child was forked.
         if in_child() {

@@ -103,8 +103,7 @@ impl<T: ?Sized> CoMutex<T> {
     ///
     /// # Panics
     ///
-    /// If the coroutine holds the lock by a guard of [`lock`](Self::lock). Outside a coroutine, if it
-    /// would have to wait.
+    /// If the coroutine holds the lock by a guard of [`lock`](Self::lock).
     ///
     /// # Control
     ///

@@ -33,11 +33,8 @@ impl<'a, T: ?Sized> CoRwReadGuard<'a, T> {
     /// waiter. Otherwise releases the share and queues like any other writer; so two concurrent
     /// upgrades do not wait for each other, but *values that were read may have changed* when this
     /// returns, since others may have written meanwhile. [`try_upgrade`](Self::try_upgrade)
-    /// excludes that. Neither cancellation nor a timeout ends the wait.
-    ///
-    /// # Panics
-    ///
-    /// Outside a coroutine, if it would have to wait; the share is released in that case too.
+    /// excludes that. Neither cancellation nor a timeout ends the wait. The share is released even
+    /// if this panics, since it would have to wait outside a coroutine.
     ///
     /// # Control
     ///
@@ -114,8 +111,7 @@ impl<'a, T: ?Sized> CoRwWriteGuard<'a, T> {
     }
 
     /// Converts to read access, without a writer in between; readers at the head of the queue are
-    /// admitted as well. They run when the running coroutine yields, or else in their loops' next
-    /// iteration.
+    /// admitted as well.
     #[doc(alias = "qemu_co_rwlock_downgrade")]
     #[track_caller]
     pub fn downgrade(self) -> CoRwReadGuard<'a, T> {

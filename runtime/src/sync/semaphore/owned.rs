@@ -56,10 +56,6 @@ impl Semaphore {
     /// Acquires a permit as [`acquire`](Self::acquire) does, with a pointer to the semaphore: the
     /// permit can be moved to a spawned coroutine.
     ///
-    /// # Panics
-    ///
-    /// Outside a coroutine, if it would have to wait.
-    ///
     /// # Control
     ///
     /// May yield.
@@ -70,10 +66,6 @@ impl Semaphore {
 
     /// Acquires permits as [`acquire_many`](Self::acquire_many) does, with a pointer to the
     /// semaphore.
-    ///
-    /// # Panics
-    ///
-    /// Outside a coroutine, if it would have to wait.
     ///
     /// # Control
     ///
@@ -90,10 +82,6 @@ impl Semaphore {
     /// # Errors
     ///
     /// [`Cancelled`]. An available permit is acquired even so.
-    ///
-    /// # Panics
-    ///
-    /// Outside a coroutine, if it would have to wait.
     ///
     /// # Control
     ///

@@ -31,10 +31,6 @@ impl Recording {
     /// [have their lines](crate::trace::Trace::with_source), the page contains the source files
     /// that are found, and shows for each event the current line of each stack. `#event=31`
     /// after the page's address opens it at that event.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     pub fn html(&self) -> String {
         self.html_titled("Trace", None)
     }
@@ -54,10 +50,6 @@ impl Recording {
     /// assert!(recording.perfetto().starts_with(['{', '['])); // JSON, for ui.perfetto.dev
     /// # Ok::<(), std::io::Error>(())
     /// ```
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     pub fn html_titled(&self, title: &str, failure: Option<&str>) -> String {
         let title = title.replace('&', "&amp;").replace('<', "&lt;");
         let data = Drawing::of(self).json(failure);

@@ -19,10 +19,6 @@ impl Recording {
     /// Renders the recording as Chrome trace-event JSON, to be opened with
     /// <https://ui.perfetto.dev>. Suited to long runs; for short ones, the page
     /// ([`html`](Self::html)) is easier to read.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     pub fn perfetto(&self) -> String {
         let mut writer = Writer {
             recording: self,
