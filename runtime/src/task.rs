@@ -14,6 +14,8 @@ pub(crate) mod spawn;
 pub(crate) mod time;
 pub(crate) mod waker;
 
+use std::io;
+
 pub use cancel::{check_cancelled, is_cancelled, shield};
 pub use cancel_on_drop::CancelOnDrop;
 pub use coroutine::{Coroutine, CoroutineBuilder, can_suspend, suspend, yield_now};
@@ -27,3 +29,12 @@ pub use select::{Race, Select, race, select};
 pub use spawn::{JoinHandle, spawn, spawn_now};
 pub use time::{TimedOut, sleep, sleep_until, timeout, timeout_at};
 pub use waker::Waker;
+
+/// Returns what was spawned, or panics with the error.
+#[track_caller]
+fn expect_spawned<T>(spawned: io::Result<T>) -> T {
+    match spawned {
+        Ok(spawned) => spawned,
+        Err(error) => panic!("cannot spawn a coroutine: {error}"),
+    }
+}

@@ -21,7 +21,7 @@ use corosensei::Yielder;
 use crate::coroutine::{
     Attributes, BlockRef, Deadline, LocalValue, RunningStack, ScheduleOutcome, StackLease, StateWord, WaitReason,
 };
-use crate::sys::prefetch;
+use crate::sys::{format_fn, prefetch};
 
 /// The command with which a coroutine is resumed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -257,10 +257,21 @@ impl LocalState {
         }
     }
 
-    /// Returns the name for messages. The name is read when the label is formatted, so format it
-    /// immediately, and not into a writer that could end the coroutine.
-    pub(crate) fn label(&self) -> Label<'_> {
-        Label(self)
+    /// Returns the name as messages show it: `'A'`, or `#17`. The name is read when the label is
+    /// formatted, so format it immediately, and not into a writer that could end the coroutine.
+    /// Formatting allocates nothing and does not write to the block: several threads may format
+    /// concurrently while the home thread is stopped or asleep.
+    pub(crate) fn label(&self) -> impl fmt::Display {
+        format_fn(|f| {
+            // SAFETY: the name changes only in `Scheduler::create`, while the block is free, and a
+            // label is formatted while its coroutine lives, into a writer of this crate, which does
+            // not end the coroutine. A borrow count would not work: threads that format concurrently
+            // would lose each other's counts.
+            match unsafe { self.name.try_borrow_unguarded() } {
+                Ok(Some(name)) => write!(f, "'{name}'"),
+                _ => write!(f, "#{}", self.serial.get()),
+            }
+        })
     }
 }
 
@@ -268,21 +279,3 @@ impl LocalState {
 /// C12).
 #[cfg(not(any(feature = "sanitizer", feature = "tracing")))]
 const _: () = assert!(size_of::<ControlBlock>() <= 256);
-
-/// A coroutine's name as messages show it: `'A'`, or `#17`. Formatting allocates nothing and does
-/// not write to the block: several threads may format concurrently while the home thread is stopped
-/// or asleep.
-pub(crate) struct Label<'a>(&'a LocalState);
-
-impl fmt::Display for Label<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // SAFETY: the name changes only in `Scheduler::create`, while the block is free, and a
-        // label is formatted while its coroutine lives, into a writer of this crate, which does not
-        // end the coroutine. A borrow count would not work: threads that format concurrently would
-        // lose each other's counts.
-        match unsafe { self.0.name.try_borrow_unguarded() } {
-            Ok(Some(name)) => write!(f, "'{name}'"),
-            _ => write!(f, "#{}", self.0.serial.get()),
-        }
-    }
-}

@@ -15,6 +15,7 @@ use crate::coroutine::{ControlBlock, State};
 use crate::diagnostics::Prepared;
 use crate::diagnostics::interrupt;
 use crate::scheduler::Scheduler;
+use crate::sys::format_fn;
 use crate::task::Coroutine;
 
 /// How long to wait for a running loop's answer before stopping its thread.
@@ -247,41 +248,31 @@ impl Scheduler {
         }
         Ok(())
     }
-}
 
-/// Formats the state of one coroutine. Formatting allocates nothing, takes no lock and only reads.
-pub(crate) struct DisplayCoroutine<'a>(&'a Scheduler, &'static ControlBlock);
-
-impl Scheduler {
-    /// Describes one coroutine.
-    pub(crate) fn describe(&self, block: &'static ControlBlock) -> DisplayCoroutine<'_> {
-        DisplayCoroutine(self, block)
-    }
-}
-
-impl fmt::Display for DisplayCoroutine<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let DisplayCoroutine(scheduler, block) = *self;
-        let local = scheduler.local(block);
-        write!(f, "{} ", local.label())?;
-        match local.state.get() {
-            State::Free => f.write_str("freed")?,
-            State::Suspended if local.yielder.get().is_null() => f.write_str("not entered yet")?,
-            State::Suspended => write!(
-                f,
-                "waits for {}, for {:?}, at {}",
-                local.wait_reason.get().display(scheduler),
-                scheduler.clock.since(local.since.get()),
-                local.suspended_at.get()
-            )?,
-            State::Scheduled => write!(f, "scheduled at {}", block.scheduled_at())?,
-            State::Entered => f.write_str("entered")?,
-            State::Finished => f.write_str("finished, not joined")?,
-        }
-        if block.word.is_cancelled() {
-            f.write_str("; cancelled")?;
-        }
-        write!(f, "; created at {}", local.created_at.get())
+    /// Describes one coroutine. Formatting allocates nothing, takes no lock and only reads.
+    pub(crate) fn describe(&self, block: &'static ControlBlock) -> impl fmt::Display {
+        format_fn(move |f| {
+            let local = self.local(block);
+            write!(f, "{} ", local.label())?;
+            match local.state.get() {
+                State::Free => f.write_str("freed")?,
+                State::Suspended if local.yielder.get().is_null() => f.write_str("not entered yet")?,
+                State::Suspended => write!(
+                    f,
+                    "waits for {}, for {:?}, at {}",
+                    local.wait_reason.get().display(self),
+                    self.clock.since(local.since.get()),
+                    local.suspended_at.get()
+                )?,
+                State::Scheduled => write!(f, "scheduled at {}", block.scheduled_at())?,
+                State::Entered => f.write_str("entered")?,
+                State::Finished => f.write_str("finished, not joined")?,
+            }
+            if block.word.is_cancelled() {
+                f.write_str("; cancelled")?;
+            }
+            write!(f, "; created at {}", local.created_at.get())
+        })
     }
 }
 

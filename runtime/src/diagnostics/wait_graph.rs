@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::coroutine::{BlockRef, ControlBlock, LockOwner, State, WaitReason};
 use crate::scheduler::Scheduler;
+use crate::sys::format_fn;
 use crate::trace::WaitKind;
 
 impl BlockRef {
@@ -49,53 +50,45 @@ impl WaitReason {
     }
 }
 
-/// A wait, formatted for messages.
-pub(crate) struct DisplayWait<'a>(&'a Scheduler, WaitReason);
-
 impl WaitReason {
     /// Formats the wait. `scheduler` is that of the waiting coroutine.
-    pub(crate) fn display(self, scheduler: &Scheduler) -> DisplayWait<'_> {
-        DisplayWait(scheduler, self)
-    }
-}
-
-impl fmt::Display for DisplayWait<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let DisplayWait(scheduler, reason) = *self;
-        match reason {
-            WaitReason::Enter => f.write_str("an enter or a wake"),
-            WaitReason::Turn => f.write_str("its turn"),
-            WaitReason::Join(block) => write!(f, "the end of {}", scheduler.local(block).label()),
-            WaitReason::CoMutex(lock) => write!(f, "CoMutex {lock:p}"),
-            WaitReason::Read(lock) => write!(f, "read access to CoRwLock {lock:p}"),
-            WaitReason::Write(lock) => write!(f, "write access to CoRwLock {lock:p}"),
-            WaitReason::Upgrade(lock) => write!(f, "an upgrade of CoRwLock {lock:p}"),
-            WaitReason::CoQueue(queue) => write!(f, "a wake of CoQueue {queue:#x}"),
-            WaitReason::Semaphore(semaphore) => write!(f, "permits of Semaphore {semaphore:#x}"),
-            WaitReason::Send(channel) => write!(f, "room in channel {channel:#x}"),
-            WaitReason::Receive(channel) => write!(f, "a message in channel {channel:#x}"),
-            WaitReason::OneShot(oneshot) => write!(f, "the value of oneshot {oneshot:#x}"),
-            WaitReason::Notify(notify) => write!(f, "a notification of Notify {notify:#x}"),
-            WaitReason::Watch(channel) => write!(f, "a change of watch channel {channel:#x}"),
-            WaitReason::Barrier(barrier) => write!(f, "the others at Barrier {barrier:#x}"),
-            WaitReason::Sleep => f.write_str("the end of its sleep"),
-            WaitReason::Readable(fd) => write!(f, "descriptor {fd} to become readable"),
-            WaitReason::Writable(fd) => write!(f, "descriptor {fd} to become writable"),
-            WaitReason::Io => f.write_str("I/O"),
-            WaitReason::Future => f.write_str("a future"),
-            WaitReason::Scope => f.write_str("the coroutines of its scope"),
-            WaitReason::JoinSet => f.write_str("a coroutine of its JoinSet"),
-        }?;
-        let Some(owner) = reason.owner().and_then(LockOwner::get) else { return Ok(()) };
-        f.write_str(", held by ")?;
-        match owner.holder {
-            None => f.write_str("a thread or an owned guard")?,
-            Some(holder) if holder.has_ended(scheduler) => f.write_str("a finished coroutine")?,
-            Some(holder) if holder.block.context() != scheduler.shared.id() => {
-                f.write_str("a coroutine of another context")?
+    pub(crate) fn display(self, scheduler: &Scheduler) -> impl fmt::Display {
+        format_fn(move |f| {
+            match self {
+                WaitReason::Enter => f.write_str("an enter or a wake"),
+                WaitReason::Turn => f.write_str("its turn"),
+                WaitReason::Join(block) => write!(f, "the end of {}", scheduler.local(block).label()),
+                WaitReason::CoMutex(lock) => write!(f, "CoMutex {lock:p}"),
+                WaitReason::Read(lock) => write!(f, "read access to CoRwLock {lock:p}"),
+                WaitReason::Write(lock) => write!(f, "write access to CoRwLock {lock:p}"),
+                WaitReason::Upgrade(lock) => write!(f, "an upgrade of CoRwLock {lock:p}"),
+                WaitReason::CoQueue(queue) => write!(f, "a wake of CoQueue {queue:#x}"),
+                WaitReason::Semaphore(semaphore) => write!(f, "permits of Semaphore {semaphore:#x}"),
+                WaitReason::Send(channel) => write!(f, "room in channel {channel:#x}"),
+                WaitReason::Receive(channel) => write!(f, "a message in channel {channel:#x}"),
+                WaitReason::OneShot(oneshot) => write!(f, "the value of oneshot {oneshot:#x}"),
+                WaitReason::Notify(notify) => write!(f, "a notification of Notify {notify:#x}"),
+                WaitReason::Watch(channel) => write!(f, "a change of watch channel {channel:#x}"),
+                WaitReason::Barrier(barrier) => write!(f, "the others at Barrier {barrier:#x}"),
+                WaitReason::Sleep => f.write_str("the end of its sleep"),
+                WaitReason::Readable(fd) => write!(f, "descriptor {fd} to become readable"),
+                WaitReason::Writable(fd) => write!(f, "descriptor {fd} to become writable"),
+                WaitReason::Io => f.write_str("I/O"),
+                WaitReason::Future => f.write_str("a future"),
+                WaitReason::Scope => f.write_str("the coroutines of its scope"),
+                WaitReason::JoinSet => f.write_str("a coroutine of its JoinSet"),
+            }?;
+            let Some(owner) = self.owner().and_then(LockOwner::get) else { return Ok(()) };
+            f.write_str(", held by ")?;
+            match owner.holder {
+                None => f.write_str("a thread or an owned guard")?,
+                Some(holder) if holder.has_ended(scheduler) => f.write_str("a finished coroutine")?,
+                Some(holder) if holder.block.context() != scheduler.shared.id() => {
+                    f.write_str("a coroutine of another context")?
+                }
+                Some(holder) => write!(f, "{}", scheduler.local(holder.block).label())?,
             }
-            Some(holder) => write!(f, "{}", scheduler.local(holder.block).label())?,
-        }
-        write!(f, " since {}", owner.at)
+            write!(f, " since {}", owner.at)
+        })
     }
 }

@@ -18,6 +18,7 @@
 
 #![allow(unsafe_code)]
 
+use std::any::Any;
 use std::backtrace::Backtrace;
 use std::cell::Cell;
 use std::ptr;
@@ -39,37 +40,26 @@ thread_local! {
 /// A request. It lies on the requester's stack; the traced coroutine fills it in.
 struct Request {
     of: &'static ControlBlock,
-    look: fn() -> Found,
-    found: Cell<Option<Found>>,
-}
-
-/// What a walk of the stack has found.
-enum Found {
-    Backtrace(Backtrace),
-    Addresses(Box<[usize]>),
+    look: fn() -> Box<dyn Any>,
+    found: Cell<Option<Box<dyn Any>>>,
 }
 
 impl Scheduler {
     /// Returns the backtrace of a suspended coroutine that has started; `None` if its stack has no
     /// room for the switch.
     pub(crate) fn capture_backtrace(&self, block: &'static ControlBlock) -> Option<Backtrace> {
-        match self.walk(block, || Found::Backtrace(Backtrace::force_capture()))? {
-            Found::Backtrace(backtrace) => Some(backtrace),
-            Found::Addresses(_) => None,
-        }
+        self.walk(block, || Box::new(Backtrace::force_capture()))
     }
 
     /// Returns the return addresses on the stack of a suspended coroutine that has started; `None`
     /// if the stack has no room for the switch.
     pub(crate) fn addresses_of(&self, block: &'static ControlBlock) -> Option<Box<[usize]>> {
-        match self.walk(block, || Found::Addresses(addresses()))? {
-            Found::Addresses(addresses) => Some(addresses),
-            Found::Backtrace(_) => None,
-        }
+        self.walk(block, || Box::new(addresses()))
     }
 
-    /// Calls `look` on a stack from which an unwinder finds the coroutine's frames.
-    fn walk(&self, block: &'static ControlBlock, look: fn() -> Found) -> Option<Found> {
+    /// Returns the `T` that `look` returns on a stack from which an unwinder finds the coroutine's
+    /// frames.
+    fn walk<T: 'static>(&self, block: &'static ControlBlock, look: fn() -> Box<dyn Any>) -> Option<T> {
         let local = self.local(block);
         let request = Request { of: block, look, found: Cell::new(None) };
         // Marked as entered: a capture allocates, and the program's allocator may run any code,
@@ -85,7 +75,7 @@ impl Scheduler {
             CoroutineResult::Yield(()) => local.state.set(state),
             CoroutineResult::Return(()) => unreachable!("a traced coroutine keeps waiting"),
         }
-        request.found.take()
+        Some(*request.found.take()?.downcast().expect("`look` returns a T"))
     }
 }
 

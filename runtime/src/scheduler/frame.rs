@@ -8,6 +8,7 @@ use std::sync::atomic::{Ordering, compiler_fence};
 
 use crate::coroutine::{ControlBlock, RunQueue};
 use crate::scheduler::Scheduler;
+use crate::sys::format_fn;
 
 /// An `enter`, or an iteration of the loop, that has not returned.
 pub(super) struct Frame {
@@ -108,35 +109,28 @@ impl Scheduler {
         self.frames().map(move |frame| std::mem::replace(&mut running, frame.outer))
     }
 
-    /// Returns the entered coroutines, outermost first.
-    pub(crate) fn chain(&self) -> Chain<'_> {
-        Chain(self)
-    }
-}
-
-/// `thread > 'A' > loop > 'B'`: the entered coroutines, outermost first. Formatting allocates
-/// nothing.
-pub(crate) struct Chain<'a>(&'a Scheduler);
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The frames lead from the innermost outwards, so they are read in windows, the outermost
-        // window first: that needs no allocation.
-        let mut window = [None; 64];
-        let mut left = self.0.on_stack().count();
-        f.write_str("thread")?;
-        while left > 0 {
-            let skipped = left.saturating_sub(window.len());
-            let inner = &mut window[..left - skipped];
-            inner.iter_mut().zip(self.0.on_stack().skip(skipped)).for_each(|(place, running)| *place = running);
-            for running in inner.iter().rev() {
-                match running {
-                    Some(block) => write!(f, " > {}", self.0.local(block).label())?,
-                    None => f.write_str(" > loop")?,
+    /// Formats the entered coroutines, outermost first: `thread > 'A' > loop > 'B'`. Allocates
+    /// nothing.
+    pub(crate) fn chain(&self) -> impl fmt::Display {
+        format_fn(|f| {
+            // The frames lead from the innermost outwards, so they are read in windows, the outermost
+            // window first: that needs no allocation.
+            let mut window = [None; 64];
+            let mut left = self.on_stack().count();
+            f.write_str("thread")?;
+            while left > 0 {
+                let skipped = left.saturating_sub(window.len());
+                let inner = &mut window[..left - skipped];
+                inner.iter_mut().zip(self.on_stack().skip(skipped)).for_each(|(place, running)| *place = running);
+                for running in inner.iter().rev() {
+                    match running {
+                        Some(block) => write!(f, " > {}", self.local(block).label())?,
+                        None => f.write_str(" > loop")?,
+                    }
                 }
+                left = skipped;
             }
-            left = skipped;
-        }
-        Ok(())
+            Ok(())
+        })
     }
 }

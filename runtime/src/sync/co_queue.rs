@@ -35,6 +35,7 @@ use crate::sync::wait_queue::{Abandoned, WaitQueue};
 ///     assert_eq!(reader.join().unwrap(), 7);
 /// });
 /// ```
+#[derive(Default)]
 #[doc(alias = "qemu_co_queue_wait")]
 pub struct CoQueue {
     queue: WaitQueue,
@@ -142,12 +143,6 @@ impl CoQueue {
         for _ in 0..waiting {
             self.wake_one();
         }
-    }
-}
-
-impl Default for CoQueue {
-    fn default() -> CoQueue {
-        CoQueue::new()
     }
 }
 

@@ -56,10 +56,12 @@ use crate::sync::wait_queue::{Abandoned, WaitQueue};
 ///     assert_eq!(waiters.map(|waiter| waiter.join().unwrap()), [Ok(()); 3]);
 /// });
 /// ```
+#[derive(Default)]
 pub struct Notify {
     queue: WaitQueue<Ticket, State>,
 }
 
+#[derive(Default)]
 struct State {
     has_permit: bool,
     round: u64,
@@ -191,12 +193,6 @@ impl Notify {
 
     fn waiting(&self) -> WaitReason {
         WaitReason::Notify(std::ptr::from_ref(self).addr())
-    }
-}
-
-impl Default for Notify {
-    fn default() -> Notify {
-        Notify::new()
     }
 }
 

@@ -18,7 +18,7 @@ use crate::coroutine::{
 };
 use crate::scheduler::Scheduler;
 use crate::sys::refuse_in_child;
-use crate::task::Waker;
+use crate::task::{Waker, expect_spawned};
 
 /// Creates coroutines with a name or a custom stack size.
 ///
@@ -121,10 +121,7 @@ impl Coroutine {
     #[track_caller]
     #[doc(alias = "qemu_coroutine_create")]
     pub fn new(f: impl FnOnce() + 'static) -> Coroutine {
-        match Coroutine::builder().create(f) {
-            Ok(coroutine) => coroutine,
-            Err(error) => panic!("cannot create a coroutine: {error}"),
-        }
+        expect_spawned(Coroutine::builder().create(f))
     }
 
     /// Returns a builder, to set a name or a stack size.

@@ -9,7 +9,7 @@ use std::{io, thread};
 use crate::context::LocalContext;
 use crate::coroutine::{BlockRef, Cancelled, WaitReason};
 use crate::scheduler::Scheduler;
-use crate::task::{Coroutine, CoroutineBuilder, JoinHandle};
+use crate::task::{Coroutine, CoroutineBuilder, JoinHandle, expect_spawned};
 
 /// A set of coroutines of this thread with one type of result, which end in any order.
 ///
@@ -107,10 +107,7 @@ impl<T: 'static> JoinSet<T> {
     /// As [`spawn`](crate::spawn()).
     #[track_caller]
     pub fn spawn(&mut self, f: impl FnOnce() -> T + 'static) -> Coroutine {
-        match self.spawn_with(Coroutine::builder(), f) {
-            Ok(coroutine) => coroutine,
-            Err(error) => panic!("cannot spawn a coroutine: {error}"),
-        }
+        expect_spawned(self.spawn_with(Coroutine::builder(), f))
     }
 
     /// Spawns a coroutine as [`spawn`](Self::spawn) does, with a name or a stack size.

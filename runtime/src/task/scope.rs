@@ -18,7 +18,7 @@ use crate::context::LocalContext;
 use crate::coroutine::{BlockRef, Cancelled, WaitReason};
 use crate::scheduler::Scheduler;
 use crate::sys::{__rust_begin_short_backtrace, Payload, drop_quietly};
-use crate::task::{Coroutine, CoroutineBuilder, JoinHandle};
+use crate::task::{Coroutine, CoroutineBuilder, JoinHandle, expect_spawned};
 
 /// Runs `f`, which may spawn coroutines that borrow, and waits for all of them. A coroutine is
 /// suspended meanwhile; on the thread's own stack, the loop runs.
@@ -105,10 +105,7 @@ impl<'scope> Scope<'scope, '_> {
         F: FnOnce() -> T + 'scope,
         T: 'scope,
     {
-        match self.spawn_with(Coroutine::builder(), f) {
-            Ok(handle) => handle,
-            Err(error) => panic!("cannot spawn a coroutine: {error}"),
-        }
+        expect_spawned(self.spawn_with(Coroutine::builder(), f))
     }
 
     /// Spawns a coroutine as [`spawn`](Self::spawn) does, with a name or a stack size.

@@ -9,7 +9,7 @@ use std::io;
 use std::panic::resume_unwind;
 
 use crate::coroutine::Cancelled;
-use crate::task::{Coroutine, CoroutineBuilder, Scope, scope};
+use crate::task::{Coroutine, CoroutineBuilder, Scope, expect_spawned, scope};
 
 /// Runs the closures of a tuple concurrently until the first one returns; then cancels the others,
 /// waits for them, and returns the results of all.
@@ -223,9 +223,7 @@ fn run_branches<'env>(
         }
         spawned
     });
-    if let Err(error) = spawned {
-        panic!("cannot spawn a branch: {error}");
-    }
+    expect_spawned(spawned);
 }
 
 /// Returns a branch's result; without one its coroutine was unwound, because the context ends.

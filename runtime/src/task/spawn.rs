@@ -14,10 +14,10 @@ use std::task::{Context, Poll};
 use std::thread;
 
 use crate::context::LocalContext;
-use crate::coroutine::{Attributes, BlockRef, Cancelled, Joiner, State, WaitReason};
+use crate::coroutine::{BlockRef, Cancelled, Joiner, State, WaitReason};
 use crate::scheduler::Scheduler;
 use crate::sys::refuse_in_child;
-use crate::task::{Coroutine, CoroutineBuilder};
+use crate::task::{Coroutine, CoroutineBuilder, expect_spawned};
 
 /// Spawns a coroutine that runs `f` in the loop's next iteration, on this thread. `f` need not be
 /// `Send`.
@@ -45,11 +45,7 @@ where
     F: FnOnce() -> T + 'static,
     T: 'static,
 {
-    let builder = CoroutineBuilder { attributes: Attributes::new() };
-    match builder.spawn(f) {
-        Ok(handle) => handle,
-        Err(error) => panic!("cannot spawn a coroutine: {error}"),
-    }
+    expect_spawned(Coroutine::builder().spawn(f))
 }
 
 /// Spawns a coroutine like [`spawn`], and enters it immediately: it has run to its first yield, or
@@ -79,11 +75,7 @@ where
     F: FnOnce() -> T + 'static,
     T: 'static,
 {
-    let builder = CoroutineBuilder { attributes: Attributes::new() };
-    match builder.spawn_now(f) {
-        Ok(handle) => handle,
-        Err(error) => panic!("cannot start a coroutine: {error}"),
-    }
+    expect_spawned(Coroutine::builder().spawn_now(f))
 }
 
 impl CoroutineBuilder {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::panic::Location;
 use std::time::Duration;
 
+use crate::sys::format_fn;
 use crate::trace::source::SourceLine;
 
 /// Identifies a coroutine of a [`Recording`]: an index into [`Recording::lanes`].
@@ -202,36 +203,26 @@ impl Recording {
 
     /// Describes an event: "enters 'A'".
     pub fn describe<'a>(&'a self, event: &'a Event) -> impl fmt::Display + 'a {
-        struct Description<'a>(&'a Recording, &'a Event);
-        impl fmt::Display for Description<'_> {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                describe(self.0, self.1, f)
+        format_fn(move |f| match event {
+            Event::Create(lane) => write!(f, "creates {}", self.name(*lane)),
+            Event::Enter { lane, unwinds: false } => write!(f, "enters {}", self.name(*lane)),
+            Event::Enter { lane, unwinds: true } => write!(f, "enters {} to unwind it", self.name(*lane)),
+            Event::Yield { lane, waits } => write!(f, "{} yields, waits for {waits}", self.name(*lane)),
+            Event::End(lane) => write!(f, "{} ends", self.name(*lane)),
+            Event::Wake { lane, how: how @ Wake::AlreadyEntered } => write!(f, "{} {how}", self.name(*lane)),
+            Event::Wake { lane, how } => write!(f, "wakes {}: {how}", self.name(*lane)),
+            Event::Begin(span) => write!(f, "{span}"),
+            Event::Finish(span) => write!(f, "end of {span}"),
+            Event::Request { request, state } => write!(f, "request {request}: {state}"),
+            Event::Counters { in_flight, pending, plugged } => {
+                write!(f, "{in_flight} in flight, {pending} pending")?;
+                if *plugged > 0 { write!(f, ", plugged {plugged} deep") } else { Ok(()) }
             }
-        }
-        Description(self, event)
-    }
-}
-
-fn describe(recording: &Recording, event: &Event, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    match event {
-        Event::Create(lane) => write!(f, "creates {}", recording.name(*lane)),
-        Event::Enter { lane, unwinds: false } => write!(f, "enters {}", recording.name(*lane)),
-        Event::Enter { lane, unwinds: true } => write!(f, "enters {} to unwind it", recording.name(*lane)),
-        Event::Yield { lane, waits } => write!(f, "{} yields, waits for {waits}", recording.name(*lane)),
-        Event::End(lane) => write!(f, "{} ends", recording.name(*lane)),
-        Event::Wake { lane, how: how @ Wake::AlreadyEntered } => write!(f, "{} {how}", recording.name(*lane)),
-        Event::Wake { lane, how } => write!(f, "wakes {}: {how}", recording.name(*lane)),
-        Event::Begin(span) => write!(f, "{span}"),
-        Event::Finish(span) => write!(f, "end of {span}"),
-        Event::Request { request, state } => write!(f, "request {request}: {state}"),
-        Event::Counters { in_flight, pending, plugged } => {
-            write!(f, "{in_flight} in flight, {pending} pending")?;
-            if *plugged > 0 { write!(f, ", plugged {plugged} deep") } else { Ok(()) }
-        }
-        Event::Acquire => f.write_str("takes the lock"),
-        Event::Release => f.write_str("gives the lock up"),
-        Event::Violation(what) => write!(f, "VIOLATION: {what}"),
-        Event::Mark(what) => f.write_str(what),
+            Event::Acquire => f.write_str("takes the lock"),
+            Event::Release => f.write_str("gives the lock up"),
+            Event::Violation(what) => write!(f, "VIOLATION: {what}"),
+            Event::Mark(what) => f.write_str(what),
+        })
     }
 }
 
