@@ -7,7 +7,7 @@
 use std::fmt;
 
 use crate::coroutine::{Cancelled, WaitReason};
-use crate::sync::wait_queue::{Abandoned, WaitQueue};
+use crate::sync::wait_queue::{Abandoned, IF_CANCELLED, WaitQueue};
 
 /// Lets a fixed number of coroutines, of any number of contexts and threads, wait for each other,
 /// round after round.
@@ -77,7 +77,7 @@ impl Barrier {
             if waiting + 1 < self.size {
                 *locked.state() += 1;
                 let reason = WaitReason::Barrier(std::ptr::from_ref(self).addr());
-                let passed = self.queue.wait_cancellable(locked, (), reason, || (), |gone| self.gone(gone));
+                let passed = self.queue.wait(locked, (), reason, IF_CANCELLED, || (), |gone| self.gone(gone));
                 return passed.map(|()| BarrierWaitResult { is_leader: false }).map_err(|()| Cancelled);
             }
             if wakers.capacity() < waiting {

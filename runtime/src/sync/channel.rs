@@ -24,7 +24,7 @@ use std::sync::Arc;
 pub use error::{RecvError, SendError, TryRecvError, TrySendError};
 
 use crate::coroutine::WaitReason;
-use crate::sync::wait_queue::{Abandoned, Locked, WaitQueue};
+use crate::sync::wait_queue::{Abandoned, IF_CANCELLED, Locked, WaitQueue};
 
 /// Creates a channel with room for `capacity` messages, allocated immediately.
 ///
@@ -206,7 +206,7 @@ impl<T> Sender<T> {
             Err(Unsent::Full(message, locked)) => {
                 let waiting = WaitReason::Send(self.channel.address());
                 let gone = |gone: Abandoned<'_, _, _>| self.channel.gone(gone);
-                match self.channel.queue.wait_cancellable(locked, Some(message), waiting, || (), gone) {
+                match self.channel.queue.wait(locked, Some(message), waiting, IF_CANCELLED, || (), gone) {
                     Ok(None) => Ok(()),
                     Ok(Some(message)) => Err(SendError::Disconnected(message)),
                     Err(Some(message)) => Err(SendError::Cancelled(message)),
@@ -286,7 +286,7 @@ impl<T> Receiver<T> {
             Err(Unreceived::Empty(locked)) => {
                 let waiting = waiting(self.channel.address());
                 let gone = |gone: Abandoned<'_, _, _>| self.channel.gone(gone);
-                match self.channel.queue.wait_cancellable(locked, None, waiting, || (), gone) {
+                match self.channel.queue.wait(locked, None, waiting, IF_CANCELLED, || (), gone) {
                     Ok(message) => message.ok_or(RecvError::Disconnected),
                     Err(_) => Err(RecvError::Cancelled),
                 }

@@ -13,7 +13,7 @@ mod owned;
 
 use crate::atomic::{AtomicU32, Ordering};
 use crate::coroutine::{Cancelled, LockOwner, WaitReason};
-use crate::sync::wait_queue::{Abandoned, WaitQueue};
+use crate::sync::wait_queue::{Abandoned, EndsEarly, IF_CANCELLED, WaitQueue};
 use std::cell::UnsafeCell;
 use std::fmt;
 use std::marker::PhantomData;
@@ -101,7 +101,7 @@ impl<T: ?Sized> CoMutex<T> {
         match self.try_lock() {
             Some(guard) => guard,
             None => {
-                self.wait(false).unwrap_or_else(|Cancelled| unreachable!("an uncancellable wait is not cancelled"));
+                self.wait(None).expect("only an early end is an error");
                 self.held()
             }
         }
@@ -147,7 +147,7 @@ impl<T: ?Sized> CoMutex<T> {
         if let Some(guard) = self.try_lock() {
             return Ok(guard);
         }
-        self.wait(true)?;
+        self.wait(IF_CANCELLED).map_err(|()| Cancelled)?;
         Ok(self.held())
     }
 
@@ -171,7 +171,7 @@ impl<T: ?Sized> CoMutex<T> {
     /// Takes the lock, or queues for it.
     #[cold]
     #[track_caller]
-    fn wait(&self, cancellable: bool) -> Result<(), Cancelled> {
+    fn wait(&self, ends_early: EndsEarly) -> Result<(), ()> {
         // Checked before the queue is locked: a panic calls the panic hook, which is foreign code.
         self.owner.panic_if_self("CoMutex");
         let locked = self.queue.lock();
@@ -190,13 +190,7 @@ impl<T: ?Sized> CoMutex<T> {
                 Err(_) => {}
             }
         }
-        let waiting = WaitReason::CoMutex(&self.owner);
-        if cancellable {
-            self.queue.wait_cancellable(locked, (), waiting, || (), |gone| self.gone(gone)).map_err(|()| Cancelled)
-        } else {
-            self.queue.wait(locked, (), waiting, || (), |gone| self.gone(gone));
-            Ok(())
-        }
+        self.queue.wait(locked, (), WaitReason::CoMutex(&self.owner), ends_early, || (), |gone| self.gone(gone))
     }
 
     /// Handles a waiter that leaves.

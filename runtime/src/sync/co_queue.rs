@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::coroutine::{Cancelled, WaitReason};
 use crate::sync::co_mutex::CoMutexGuard;
-use crate::sync::wait_queue::{Abandoned, WaitQueue};
+use crate::sync::wait_queue::{Abandoned, EndsEarly, IF_CANCELLED, WaitQueue};
 
 /// A condition variable: coroutines wait until shared state has changed. They are woken in order of
 /// arrival.
@@ -57,7 +57,7 @@ impl CoQueue {
     #[track_caller]
     pub fn wait<'a, T: ?Sized>(&self, guard: CoMutexGuard<'a, T>) -> CoMutexGuard<'a, T> {
         let mutex = guard.mutex();
-        self.queue.wait(self.queue.lock(), (), self.waiting(), move || drop(guard), |gone| self.gone(gone));
+        _ = self.wait_for_wake(guard, None);
         mutex.lock()
     }
 
@@ -100,12 +100,15 @@ impl CoQueue {
         guard: CoMutexGuard<'a, T>,
     ) -> Result<CoMutexGuard<'a, T>, Cancelled> {
         let mutex = guard.mutex();
-        let locked = self.queue.lock();
-        self.queue
-            .wait_cancellable(locked, (), self.waiting(), move || drop(guard), |gone| self.gone(gone))
-            .map_err(|()| Cancelled)?;
+        self.wait_for_wake(guard, IF_CANCELLED).map_err(|()| Cancelled)?;
         // The wake was granted to this waiter: failing now would lose it.
         Ok(mutex.lock())
+    }
+
+    #[track_caller]
+    fn wait_for_wake<T: ?Sized>(&self, guard: CoMutexGuard<'_, T>, ends_early: EndsEarly) -> Result<(), ()> {
+        let reason = WaitReason::CoQueue(std::ptr::from_ref(self).addr());
+        self.queue.wait(self.queue.lock(), (), reason, ends_early, move || drop(guard), |gone| self.gone(gone))
     }
 
     /// Handles a waiter that leaves: a wake granted to it goes to the next one.
@@ -114,10 +117,6 @@ impl CoQueue {
             Abandoned::Left(_) => {}
             Abandoned::Granted(()) => _ = self.wake_one(),
         }
-    }
-
-    fn waiting(&self) -> WaitReason {
-        WaitReason::CoQueue(std::ptr::from_ref(self).addr())
     }
 
     /// Wakes the longest waiting coroutine. Returns whether there was one.

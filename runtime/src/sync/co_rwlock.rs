@@ -25,9 +25,10 @@ mod guard;
 
 use crate::atomic::{AtomicU32, Ordering};
 use crate::coroutine::{Cancelled, LockOwner, WaitReason};
-use crate::sync::wait_queue::{Abandoned, Locked, WaitQueue};
+use crate::sync::wait_queue::{Abandoned, EndsEarly, IF_CANCELLED, Locked, WaitQueue};
 use std::cell::UnsafeCell;
 use std::fmt;
+use std::marker::PhantomData;
 
 pub use guard::{CoRwReadGuard, CoRwWriteGuard};
 
@@ -39,7 +40,7 @@ const LINE: u32 = 2;
 const READER: u32 = 4;
 
 /// The kind of access requested or held.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 enum Share {
     #[default]
     Read,
@@ -192,7 +193,7 @@ impl<T: ?Sized> CoRwLock<T> {
     /// Locks for reading, if there is no writer and no waiter.
     #[inline]
     pub fn try_read(&self) -> Option<CoRwReadGuard<'_, T>> {
-        self.try_take(Share::Read).then(|| self.reading())
+        self.try_take(Share::Read, false).then(|| self.reading())
     }
 
     /// Locks for writing; suspends the coroutine while others hold the lock. First come, first
@@ -238,7 +239,7 @@ impl<T: ?Sized> CoRwLock<T> {
     #[inline]
     #[track_caller]
     pub fn try_write(&self) -> Option<CoRwWriteGuard<'_, T>> {
-        self.try_take(Share::Write).then_some(())?;
+        self.try_take(Share::Write, false).then_some(())?;
         Some(self.writing())
     }
 
@@ -250,7 +251,7 @@ impl<T: ?Sized> CoRwLock<T> {
     /// Creates the guard for a read share acquired by the caller.
     #[inline]
     fn reading(&self) -> CoRwReadGuard<'_, T> {
-        CoRwReadGuard::new(self)
+        CoRwReadGuard { lock: self, _not_send: PhantomData }
     }
 
     /// Creates the guard for write access acquired by the caller.
@@ -258,16 +259,20 @@ impl<T: ?Sized> CoRwLock<T> {
     #[track_caller]
     fn writing(&self) -> CoRwWriteGuard<'_, T> {
         self.owner.record();
-        CoRwWriteGuard::new(self)
+        CoRwWriteGuard { lock: self, _not_send: PhantomData }
     }
 
-    /// Acquires a share, if there are no waiters.
+    /// Acquires a share, if there are no waiters or, under the queue's lock, for the first of them
+    /// (`in_line`).
     #[inline]
-    fn try_take(&self, share: Share) -> bool {
+    fn try_take(&self, share: Share, in_line: bool) -> bool {
         let mut now = self.state.load(Ordering::Relaxed);
-        while now & LINE == 0 {
+        while in_line || now & LINE == 0 {
+            // A waiter whose share does not fit: a later operation releases one, and observes the
+            // line bit.
             let Some(next) = share.added_to(now) else { break };
-            // Acquire pairs with the releases in `give_up` and `downgrade`.
+            // Acquire pairs with the releases in `give_up` and `downgrade`; a grant passes the
+            // synchronization on.
             match self.state.compare_exchange_weak(now, next, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return true,
                 Err(changed) => now = changed,
@@ -280,27 +285,23 @@ impl<T: ?Sized> CoRwLock<T> {
     #[inline]
     #[track_caller]
     fn take(&self, share: Share, waiting: WaitReason) {
-        if !self.try_take(share) {
-            self.wait(share, waiting);
+        if !self.try_take(share, false) {
+            self.wait(share, waiting, None).expect("only an early end is an error");
         }
     }
 
     #[cold]
     #[track_caller]
-    fn wait(&self, share: Share, waiting: WaitReason) {
-        if let Some(locked) = self.line_up(share) {
-            self.queue.wait(locked, share, waiting, || (), |gone| self.gone(gone));
-        }
+    fn wait(&self, share: Share, waiting: WaitReason, ends_early: EndsEarly) -> Result<Share, Share> {
+        let Some(locked) = self.line_up(share) else { return Ok(share) };
+        self.queue.wait(locked, share, waiting, ends_early, || (), |gone| self.gone(gone))
     }
 
     /// Acquires like `take`, but ends early if the coroutine is cancelled.
     #[track_caller]
     fn take_cancellable(&self, share: Share, waiting: WaitReason) -> Result<(), Cancelled> {
-        if !self.try_take(share) {
-            if let Some(locked) = self.line_up(share) {
-                let granted = self.queue.wait_cancellable(locked, share, waiting, || (), |gone| self.gone(gone));
-                granted.map_err(|_| Cancelled)?;
-            }
+        if !self.try_take(share, false) {
+            self.wait(share, waiting, IF_CANCELLED).map_err(|_| Cancelled)?;
         }
         Ok(())
     }
@@ -352,7 +353,7 @@ impl<T: ?Sized> CoRwLock<T> {
     fn grant_waiting(&self, locked: Locked<'_, Share>) {
         self.queue.grant_all(locked, |locked| {
             let next = match locked.first() {
-                Some(&mut share) if self.add_in_line(share) => locked.grant_first(),
+                Some(&mut share) if self.try_take(share, true) => locked.grant_first(),
                 _ => None,
             };
             if locked.is_empty() {
@@ -361,21 +362,6 @@ impl<T: ?Sized> CoRwLock<T> {
             }
             next
         });
-    }
-
-    /// Acquires a share for the first waiter, under the queue's lock.
-    fn add_in_line(&self, share: Share) -> bool {
-        let mut now = self.state.load(Ordering::Relaxed);
-        // If the share does not fit, a later operation releases one, and observes the line bit.
-        while let Some(next) = share.added_to(now) {
-            // Acquire pairs with the releases in `give_up` and `downgrade`; the grant passes the
-            // synchronization on.
-            match self.state.compare_exchange(now, next, Ordering::Acquire, Ordering::Relaxed) {
-                Ok(_) => return true,
-                Err(changed) => now = changed,
-            }
-        }
-        false
     }
 }
 

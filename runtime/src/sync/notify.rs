@@ -7,7 +7,7 @@
 use std::fmt;
 
 use crate::coroutine::{Cancelled, WaitReason};
-use crate::sync::wait_queue::{Abandoned, WaitQueue};
+use crate::sync::wait_queue::{Abandoned, IF_CANCELLED, WaitQueue};
 
 /// Notifies coroutines of any number of contexts and threads of an event. It carries no value, and,
 /// unlike a [`CoQueue`](crate::CoQueue), needs no mutex.
@@ -140,7 +140,7 @@ impl Notify {
             return Ok(());
         }
         let ticket = Ticket { round: state.round, by_one: false };
-        let notified = self.queue.wait_cancellable(locked, ticket, reason, || (), |gone| self.gone(gone));
+        let notified = self.queue.wait(locked, ticket, reason, IF_CANCELLED, || (), |gone| self.gone(gone));
         notified.map(drop).map_err(|_| Cancelled)
     }
 

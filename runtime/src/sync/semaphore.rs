@@ -12,7 +12,7 @@ use std::mem::ManuallyDrop;
 pub use owned::OwnedPermit;
 
 use crate::coroutine::{Cancelled, WaitReason};
-use crate::sync::wait_queue::{Abandoned, Locked, WaitQueue};
+use crate::sync::wait_queue::{Abandoned, IF_CANCELLED, Locked, WaitQueue};
 
 /// A counting semaphore for coroutines of any number of contexts and threads. First come, first
 /// served: a waiter that requests many permits is not overtaken by one that requests few.
@@ -75,7 +75,7 @@ impl Semaphore {
     #[doc(alias = "co_get_from_shres")]
     pub fn acquire_many(&self, count: usize) -> Permit<'_> {
         if let Err(locked) = self.take(count) {
-            self.queue.wait(locked, count, self.waiting(), || (), |gone| self.gone(gone));
+            _ = self.queue.wait(locked, count, self.waiting(), None, || (), |gone| self.gone(gone));
         }
         Permit { semaphore: self, count }
     }
@@ -128,7 +128,7 @@ impl Semaphore {
     #[track_caller]
     pub fn acquire_many_cancellable(&self, count: usize) -> Result<Permit<'_>, Cancelled> {
         if let Err(locked) = self.take(count) {
-            let granted = self.queue.wait_cancellable(locked, count, self.waiting(), || (), |gone| self.gone(gone));
+            let granted = self.queue.wait(locked, count, self.waiting(), IF_CANCELLED, || (), |gone| self.gone(gone));
             granted.map_err(|_| Cancelled)?;
         }
         Ok(Permit { semaphore: self, count })

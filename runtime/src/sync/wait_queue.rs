@@ -59,6 +59,12 @@ pub(crate) struct Locked<'a, P = (), S = ()> {
     _not_send: PhantomData<*const ()>,
 }
 
+/// Returns after each wake whether a wait of this coroutine ends without the grant. `None`: it
+/// always waits for the grant.
+pub(crate) type EndsEarly = Option<fn(&Coroutine) -> bool>;
+/// Ends the wait if the coroutine is cancelled.
+pub(crate) const IF_CANCELLED: EndsEarly = Some(Coroutine::is_cancelled);
+
 /// How a waiter leaves without keeping a grant.
 pub(crate) enum Abandoned<'a, P, S> {
     /// It left the queue, which is still locked: the waiters behind it may have waited only for it.
@@ -93,58 +99,18 @@ impl<P: Default, S> WaitQueue<P, S> {
     }
 
     /// Joins the queue, calls `before_sleep` with the queue unlocked, and waits for the grant.
-    /// Returns the node's payload at that time.
+    /// Returns the node's payload at that time; the error, if the wait ends early, has it as well.
     ///
     /// # Control
     ///
-    /// Yields.
+    /// Yields, or may yield if it can end early.
     #[track_caller]
     pub(crate) fn wait(
         &self,
-        locked: Locked<'_, P, S>,
+        mut locked: Locked<'_, P, S>,
         payload: P,
         reason: WaitReason,
-        before_sleep: impl FnOnce(),
-        gone: impl Fn(Abandoned<'_, P, S>),
-    ) -> P {
-        let granted = self.wait_while_queued(|_| false, false, locked, payload, reason, before_sleep, gone);
-        granted.unwrap_or_else(|_| unreachable!("only a cancelled wait ends early"))
-    }
-
-    /// Waits like `wait`, but ends early, without the grant, if the coroutine is cancelled. The
-    /// error has the node's payload.
-    ///
-    /// # Control
-    ///
-    /// May yield.
-    #[track_caller]
-    pub(crate) fn wait_cancellable(
-        &self,
-        locked: Locked<'_, P, S>,
-        payload: P,
-        reason: WaitReason,
-        before_sleep: impl FnOnce(),
-        gone: impl Fn(Abandoned<'_, P, S>),
-    ) -> Result<P, P> {
-        self.wait_while_queued(Coroutine::is_cancelled, true, locked, payload, reason, before_sleep, gone)
-    }
-
-    /// Waits like `wait`. If `can_fail`, ends early, without the grant, once `cancelled` returns true
-    /// after a wake, or in a destructor on the coroutine's own unwinding stack; the error has the
-    /// payload.
-    ///
-    /// # Control
-    ///
-    /// May yield.
-    #[track_caller]
-    #[expect(clippy::too_many_arguments, reason = "one more than the two functions that call it")]
-    fn wait_while_queued(
-        &self,
-        cancelled: impl Fn(&Coroutine) -> bool,
-        can_fail: bool,
-        locked: Locked<'_, P, S>,
-        payload: P,
-        reason: WaitReason,
+        ends_early: EndsEarly,
         before_sleep: impl FnOnce(),
         gone: impl Fn(Abandoned<'_, P, S>),
     ) -> Result<P, P> {
@@ -176,7 +142,6 @@ impl<P: Default, S> WaitQueue<P, S> {
             payload: UnsafeCell::new(payload),
             _pinned: PhantomPinned,
         };
-        let mut locked = locked;
         locked.push(&node);
         let queued = QueuedGuard { queue: self, node: &node, gone };
         drop(locked);
@@ -185,7 +150,7 @@ impl<P: Default, S> WaitQueue<P, S> {
         // Acquire pairs with the release in `grant_first`: the granter's earlier writes are
         // visible.
         while !node.granted.load(Ordering::Acquire) {
-            if refused || cancelled(&current) {
+            if refused || ends_early.is_some_and(|ends_early| ends_early(&current)) {
                 if let Some(locked) = self.leave(&node) {
                     (queued.gone)(Abandoned::Left(locked));
                     std::mem::forget(queued);
@@ -195,10 +160,10 @@ impl<P: Default, S> WaitQueue<P, S> {
                     return Err(node.payload.into_inner());
                 }
             }
-            if can_fail {
-                refused = try_suspend_for(reason).is_err();
-            } else {
-                suspend_for(reason);
+            match ends_early {
+                // An error in a destructor on the coroutine's own unwinding stack.
+                Some(_) => refused = try_suspend_for(reason).is_err(),
+                None => suspend_for(reason),
             }
         }
         std::mem::forget(queued);
@@ -306,8 +271,8 @@ impl<P, S> Locked<'_, P, S> {
         let node = unsafe { self.inside().head.as_ref() }?;
         self.remove(node);
         let waker = node.waker.take();
-        // Release pairs with the acquires in `wait_while_queued` and `leave`. After the
-        // store the node belongs to its owner.
+        // Release pairs with the acquires in `wait` and `leave`. After the store the node
+        // belongs to its owner.
         node.granted.store(true, Ordering::Release);
         waker
     }
@@ -330,21 +295,16 @@ mod tests {
     fn grant_after_the_deadline_check_is_a_success() {
         // S4: the wait finds its deadline passed, and is granted before it has left the queue
         AioContext::run(|_| {
-            let waiter = spawn(|| {
-                let queue = WaitQueue::new(());
-                let check_then_grant = |current: &Coroutine| {
-                    let is_over = current.is_cancelled();
-                    let mut locked = queue.lock();
-                    *locked.first().expect("the waiter is in the queue") = 7;
-                    drop(locked.grant_first());
-                    is_over
-                };
-                let wait = || {
-                    let locked = queue.lock();
-                    queue.wait_while_queued(check_then_grant, true, locked, 0, WaitReason::Enter, || (), |_| ())
-                };
-                timeout(Duration::ZERO, wait)
-            });
+            static QUEUE: WaitQueue<i32> = WaitQueue::new(());
+            let check_then_grant = |current: &Coroutine| {
+                let is_over = current.is_cancelled();
+                let mut locked = QUEUE.lock();
+                *locked.first().expect("the waiter is in the queue") = 7;
+                drop(locked.grant_first());
+                is_over
+            };
+            let wait = move || QUEUE.wait(QUEUE.lock(), 0, WaitReason::Enter, Some(check_then_grant), || (), |_| ());
+            let waiter = spawn(move || timeout(Duration::ZERO, wait));
             assert_eq!(waiter.join().unwrap(), Ok(Ok(7)));
         });
     }

@@ -3,13 +3,13 @@
 #![allow(unsafe_code)]
 
 use std::fmt;
-use std::mem::ManuallyDrop;
+use std::mem;
 use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::coroutine::Cancelled;
-use crate::sync::co_mutex::{CoMutex, CoMutexGuard};
+use crate::sync::co_mutex::CoMutex;
 
 /// A shared pointer to a [`CoMutex`]: an `Rc` or an `Arc`.
 ///
@@ -110,9 +110,8 @@ impl<T: ?Sized> CoMutex<T> {
     /// May yield.
     #[track_caller]
     pub fn lock_owned<M: SharedMutex<Value = T>>(mutex: M) -> OwnedCoMutexGuard<M> {
-        let guard = ManuallyDrop::new(mutex.mutex().lock());
-        CoMutex::held_owned(&guard);
-        OwnedCoMutexGuard::new(mutex)
+        mem::forget(mutex.mutex().lock());
+        OwnedCoMutexGuard::of(mutex)
     }
 
     /// Locks as [`lock_cancellable`](Self::lock_cancellable) does, through an `Rc` or an `Arc`.
@@ -145,29 +144,23 @@ impl<T: ?Sized> CoMutex<T> {
     /// May yield.
     #[track_caller]
     pub fn lock_owned_cancellable<M: SharedMutex<Value = T>>(mutex: M) -> Result<OwnedCoMutexGuard<M>, Cancelled> {
-        let guard = ManuallyDrop::new(mutex.mutex().lock_cancellable()?);
-        CoMutex::held_owned(&guard);
-        Ok(OwnedCoMutexGuard::new(mutex))
+        mem::forget(mutex.mutex().lock_cancellable()?);
+        Ok(OwnedCoMutexGuard::of(mutex))
     }
 
     /// Locks the mutex through an `Rc` or an `Arc`, if it is free.
     #[track_caller]
     pub fn try_lock_owned<M: SharedMutex<Value = T>>(mutex: M) -> Option<OwnedCoMutexGuard<M>> {
-        let guard = ManuallyDrop::new(mutex.mutex().try_lock()?);
-        CoMutex::held_owned(&guard);
-        Some(OwnedCoMutexGuard::new(mutex))
-    }
-
-    /// Records that the lock will be released by an owned guard, instead of `guard`.
-    #[track_caller]
-    fn held_owned(guard: &CoMutexGuard<'_, T>) {
-        guard.mutex.owner.record_movable();
+        mem::forget(mutex.mutex().try_lock()?);
+        Some(OwnedCoMutexGuard::of(mutex))
     }
 }
 
 impl<M: SharedMutex> OwnedCoMutexGuard<M> {
-    /// Creates the guard for a lock taken by the caller.
-    fn new(mutex: M) -> OwnedCoMutexGuard<M> {
+    /// Creates the guard of a lock that the caller has taken, whose guard it has forgotten.
+    #[track_caller]
+    fn of(mutex: M) -> OwnedCoMutexGuard<M> {
+        mutex.mutex().owner.record_movable();
         OwnedCoMutexGuard { mutex, _value: std::marker::PhantomData }
     }
 }

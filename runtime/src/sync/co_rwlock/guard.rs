@@ -15,20 +15,14 @@ use crate::sync::co_rwlock::{CoRwLock, LINE, READER, Share, WRITER};
 /// suspended.
 #[must_use = "dropping the guard releases the lock"]
 pub struct CoRwReadGuard<'a, T: ?Sized> {
-    lock: &'a CoRwLock<T>,
-    _not_send: PhantomData<*const ()>,
+    pub(super) lock: &'a CoRwLock<T>,
+    pub(super) _not_send: PhantomData<*const ()>,
 }
 
 // SAFETY: a shared guard gives only shared access to the value.
 unsafe impl<T: ?Sized + Sync> Sync for CoRwReadGuard<'_, T> {}
 
 impl<'a, T: ?Sized> CoRwReadGuard<'a, T> {
-    /// Creates a guard for a share that the caller has acquired.
-    #[inline]
-    pub(super) fn new(lock: &'a CoRwLock<T>) -> CoRwReadGuard<'a, T> {
-        CoRwReadGuard { lock, _not_send: PhantomData }
-    }
-
     /// Converts read access to write access: immediately, if there is no other reader and no
     /// waiter. Otherwise releases the share and queues like any other writer; so two concurrent
     /// upgrades do not wait for each other, but *values that were read may have changed* when this
@@ -96,20 +90,14 @@ impl<T: ?Sized + fmt::Debug> fmt::Debug for CoRwReadGuard<'_, T> {
 /// Exclusive access to the lock. May be held while the coroutine is suspended.
 #[must_use = "dropping the guard releases the lock"]
 pub struct CoRwWriteGuard<'a, T: ?Sized> {
-    lock: &'a CoRwLock<T>,
-    _not_send: PhantomData<*const ()>,
+    pub(super) lock: &'a CoRwLock<T>,
+    pub(super) _not_send: PhantomData<*const ()>,
 }
 
 // SAFETY: a shared guard gives only shared access to the value.
 unsafe impl<T: ?Sized + Sync> Sync for CoRwWriteGuard<'_, T> {}
 
 impl<'a, T: ?Sized> CoRwWriteGuard<'a, T> {
-    /// Creates a guard for exclusive access that the caller has acquired.
-    #[inline]
-    pub(super) fn new(lock: &'a CoRwLock<T>) -> CoRwWriteGuard<'a, T> {
-        CoRwWriteGuard { lock, _not_send: PhantomData }
-    }
-
     /// Converts to read access, without a writer in between; readers at the head of the queue are
     /// admitted as well.
     #[doc(alias = "qemu_co_rwlock_downgrade")]
