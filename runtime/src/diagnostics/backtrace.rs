@@ -42,10 +42,12 @@ impl Coroutine {
             State::Suspended | State::Scheduled if !local.has_started() => {
                 refused(io::ErrorKind::NotFound, "not entered yet, so it has no frames")
             }
-            State::Suspended | State::Scheduled => match scheduler.capture_backtrace(self.id.block) {
-                Some(trace) => Ok(trace),
-                None => refused(io::ErrorKind::StorageFull, "less than 2 KiB of its stack is left"),
-            },
+            State::Suspended | State::Scheduled => {
+                match scheduler.walk(self.id.block, || Box::new(Backtrace::force_capture())) {
+                    Some(trace) => Ok(trace),
+                    None => refused(io::ErrorKind::StorageFull, "less than 2 KiB of its stack is left"),
+                }
+            }
             State::Entered => refused(
                 io::ErrorKind::ResourceBusy,
                 "it is on the stack; call std's Backtrace::force_capture in the running coroutine",

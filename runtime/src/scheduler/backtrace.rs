@@ -3,7 +3,7 @@
 //! ```text
 //!   the requester                        the coroutine
 //!   -------------                        -------------
-//!   capture   -- Resume::Backtrace -->   in `switch_out`, where it waits
+//!   walk      -- Resume::Backtrace -->   in `switch_out`, where it waits
 //!                                          room left on its stack?
 //!     captures, on the requester's  <-     the stack pointer moves back to the requester's stack;
 //!     stack                                the chain of frames does not
@@ -19,7 +19,6 @@
 #![allow(unsafe_code)]
 
 use std::any::Any;
-use std::backtrace::Backtrace;
 use std::cell::Cell;
 use std::ptr;
 
@@ -27,7 +26,6 @@ use corosensei::{CoroutineResult, Yielder};
 
 use crate::coroutine::{ControlBlock, Resume, State};
 use crate::scheduler::Scheduler;
-use crate::trace::addresses;
 
 /// An upper bound, in bytes, of the stack needed to switch back to the requester's stack.
 const ROOM: usize = 2048;
@@ -45,21 +43,9 @@ struct Request {
 }
 
 impl Scheduler {
-    /// Returns the backtrace of a suspended coroutine that has started; `None` if its stack has no
-    /// room for the switch.
-    pub(crate) fn capture_backtrace(&self, block: &'static ControlBlock) -> Option<Backtrace> {
-        self.walk(block, || Box::new(Backtrace::force_capture()))
-    }
-
-    /// Returns the return addresses on the stack of a suspended coroutine that has started; `None`
-    /// if the stack has no room for the switch.
-    pub(crate) fn addresses_of(&self, block: &'static ControlBlock) -> Option<Box<[usize]>> {
-        self.walk(block, || Box::new(addresses()))
-    }
-
-    /// Returns the `T` that `look` returns on a stack from which an unwinder finds the coroutine's
-    /// frames.
-    fn walk<T: 'static>(&self, block: &'static ControlBlock, look: fn() -> Box<dyn Any>) -> Option<T> {
+    /// Returns the `T` that `look` returns on a stack from which an unwinder finds the frames of a
+    /// suspended coroutine that has started; `None` if its stack has no room for the switch.
+    pub(crate) fn walk<T: 'static>(&self, block: &'static ControlBlock, look: fn() -> Box<dyn Any>) -> Option<T> {
         let local = self.local(block);
         let request = Request { of: block, look, found: Cell::new(None) };
         // Marked as entered: a capture allocates, and the program's allocator may run any code,

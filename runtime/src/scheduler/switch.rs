@@ -11,6 +11,7 @@ use corosensei::CoroutineResult;
 use crate::coroutine::{BlockRef, Cancelled, ControlBlock, EnterError, LocalState, Resume, State, WaitReason};
 use crate::scheduler::{Frame, Scheduler, store_backtrace};
 use crate::sys::{Payload, prefetch};
+use crate::trace::addresses;
 
 impl Scheduler {
     /// Enters `id`, or returns the reason why it cannot be entered (rule C5).
@@ -87,7 +88,7 @@ impl Scheduler {
         // The end of a coroutine was traced before its block was reused.
         if let (Some(tracer), true) = (tracer, id.is_live() && local.state.get() != State::Finished) {
             // The event is written on this stack, but its lines are those of the coroutine's stack.
-            let calls = if tracer.has_source() { self.addresses_of(block) } else { None };
+            let calls = if tracer.has_source() { self.walk(block, || Box::new(addresses())) } else { None };
             tracer.yielded(id.traced(), local.wait_reason.get().into(), local.suspended_at.get(), calls);
         }
         payload

@@ -125,6 +125,7 @@ impl Coroutine {
     }
 
     /// Returns a builder, to set a name or a stack size.
+    #[inline]
     #[track_caller]
     pub fn builder() -> CoroutineBuilder {
         CoroutineBuilder { attributes: Attributes::new() }

@@ -168,46 +168,34 @@ impl Drop for Ending<'_, '_> {
     }
 }
 
-/// Spawns a branch of `select`, which stores its result in `place`.
-fn spawn_branch<'scope, F, T>(
+/// Spawns a branch.
+fn spawn_branch<'scope>(
     scope: &'scope Scope<'scope, '_>,
     builder: &CoroutineBuilder,
     is_over: &'scope Cell<bool>,
-    place: &'scope mut Option<T>,
-    branch: F,
-) -> io::Result<()>
-where
-    F: FnOnce() -> T + 'scope,
-{
+    branch: impl FnOnce() + 'scope,
+) -> io::Result<()> {
     let body = move || {
         let _ending = Ending(scope, is_over);
-        *place = Some(branch());
+        branch();
     };
     scope.spawn_with(builder.clone(), body).map(drop)
 }
 
 /// Spawns a branch of `race`, which stores its result in `place` if it is the first to end.
-fn spawn_racer<'scope, F, T>(
+fn spawn_racer<'scope, T>(
     scope: &'scope Scope<'scope, '_>,
     builder: &CoroutineBuilder,
     is_over: &'scope Cell<bool>,
     place: &'scope Cell<Option<T>>,
-    branch: F,
-) -> io::Result<()>
-where
-    F: FnOnce() -> T + 'scope,
-{
-    let body = move || {
-        if is_over.get() {
-            return;
-        }
-        let _ending = Ending(scope, is_over);
-        let value = branch();
+    branch: impl FnOnce() -> T + 'scope,
+) -> io::Result<()> {
+    spawn_branch(scope, builder, is_over, move || {
+        let value = (!is_over.get()).then(branch);
         if !is_over.get() {
-            place.set(Some(value));
+            place.set(value);
         }
-    };
-    scope.spawn_with(builder.clone(), body).map(drop)
+    })
 }
 
 /// Runs a scope in which `spawn` spawns the branches, with a builder that names the caller.
@@ -275,7 +263,10 @@ macro_rules! tuples {
                 let is_over = Cell::new(false);
                 $(let mut $place = None;)*
                 run_branches(|s, builder| {
-                    $(spawn_branch(s, builder, &is_over, &mut $place, $branch)?;)*
+                    $(
+                        let place = &mut $place;
+                        spawn_branch(s, builder, &is_over, move || *place = Some($branch()))?;
+                    )*
                     Ok(())
                 });
                 ($(result($place),)*)
