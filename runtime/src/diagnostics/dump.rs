@@ -53,6 +53,7 @@ impl AioContext {
     ///     Coroutine::builder().name("idler").create(suspend).unwrap().enter();
     ///     let dump = ctx.dump().to_string();
     ///     assert!(dump.contains("'idler' waits for an enter or a wake"), "{dump}");
+    ///     println!("{}", ctx.dump_with_backtraces()); // with the functions that the idler is in
     /// });
     /// ```
     ///
@@ -73,18 +74,6 @@ impl AioContext {
 
     /// As [`dump`](Self::dump), with the backtrace of each suspended coroutine. If the loop hangs,
     /// the only backtrace is that of the code it runs.
-    ///
-    /// ```
-    /// use coralio::context::AioContext;
-    /// use coralio::coroutine::{Coroutine, suspend};
-    ///
-    /// AioContext::run(|ctx| {
-    ///     Coroutine::builder().name("idler").create(suspend).unwrap().enter();
-    ///     let dump = ctx.dump_with_backtraces().to_string();
-    ///     assert!(dump.contains("'idler' waits for an enter or a wake"), "{dump}");
-    ///     println!("{dump}"); // with the functions that the idler is in
-    /// });
-    /// ```
     ///
     /// # Control
     ///

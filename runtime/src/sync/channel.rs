@@ -113,11 +113,7 @@ impl<T> Channel<T> {
     fn hand_over<'a>(&self, message: T, mut locked: LockedQueue<'a, T>) -> Result<(), (T, LockedQueue<'a, T>)> {
         let Some(place @ None) = locked.first() else { return Err((message, locked)) };
         *place = Some(message);
-        let receiver = locked.grant_first();
-        drop(locked);
-        if let Some(receiver) = receiver {
-            receiver.wake_later();
-        }
+        locked.wake_first();
         Ok(())
     }
 

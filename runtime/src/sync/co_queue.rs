@@ -122,14 +122,7 @@ impl CoQueue {
     /// Wakes the longest waiting coroutine. Returns whether there was one.
     #[track_caller]
     pub fn wake_one(&self) -> bool {
-        let next = self.queue.lock().grant_first();
-        match next {
-            Some(waker) => {
-                waker.wake_later();
-                true
-            }
-            None => false,
-        }
+        self.queue.lock().wake_first()
     }
 
     /// Wakes all current waiters, in order of arrival.

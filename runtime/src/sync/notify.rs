@@ -159,11 +159,7 @@ impl Notify {
             // A waiter that `notify_waiters` on another thread is about to notify does not count.
             let is_overdue = first.round < round;
             first.by_one = !is_overdue;
-            let waker = locked.grant_first();
-            drop(locked);
-            if let Some(waker) = waker {
-                waker.wake_later();
-            }
+            locked.wake_first();
             if !is_overdue {
                 return;
             }

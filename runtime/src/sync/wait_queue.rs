@@ -276,6 +276,15 @@ impl<P, S> Locked<'_, P, S> {
         node.granted.store(true, Ordering::Release);
         waker
     }
+
+    /// Grants the first waiter, unlocks, and wakes it. Returns whether there was one.
+    #[track_caller]
+    pub(crate) fn wake_first(mut self) -> bool {
+        let Some(waker) = self.grant_first() else { return false };
+        drop(self);
+        waker.wake_later();
+        true
+    }
 }
 
 impl<P, S> Drop for Locked<'_, P, S> {

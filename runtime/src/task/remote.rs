@@ -48,7 +48,7 @@ impl<T> ResultSender<T> {
     }
 
     /// Stores this outcome.
-    fn sender(mut self, outcome: thread::Result<T>) {
+    fn send(mut self, outcome: thread::Result<T>) {
         self.outcome = Some(outcome);
     }
 }
@@ -157,7 +157,7 @@ impl CoroutineBuilder {
         context.shared.scheduler.run_at_home(Box::new(move || {
             let body = move || {
                 sender.begin();
-                sender.sender(catch_unwind(AssertUnwindSafe(|| __rust_begin_short_backtrace(f))));
+                sender.send(catch_unwind(AssertUnwindSafe(|| __rust_begin_short_backtrace(f))));
             };
             // On failure (no memory) it drops the body, and with it `sender`, which reports the
             // failure to the handle.

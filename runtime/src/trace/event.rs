@@ -182,6 +182,21 @@ pub struct Record {
 }
 
 /// The contents of a log when [`Trace::recording`](super::Trace::recording) was called.
+///
+/// ```
+/// use coralio::context::AioContext;
+/// use coralio::trace::{TextOptions, Trace};
+/// use coralio::{spawn, yield_now};
+///
+/// let trace = Trace::new(1000);
+/// AioContext::builder().trace(&trace).run_coroutine(|_| spawn(yield_now).join().unwrap())?;
+/// let recording = trace.recording();
+/// println!("{}", recording.text_with(TextOptions::default().sources())); // file and line of each event
+/// assert!(recording.text_with(TextOptions::everything()).len() > recording.text().len());
+/// assert!(recording.html_titled("one yield", None).contains("one yield"));
+/// assert!(recording.perfetto().starts_with(['{', '['])); // JSON, for ui.perfetto.dev
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Recording {

@@ -3,7 +3,7 @@
 
 mod reader;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::panic::Location;
 use std::sync::Arc;
@@ -132,11 +132,7 @@ impl Trace {
         let mut reader = Reader {
             recording: Recording { lost: ring.lost, ..Recording::default() },
             names: ring.names.iter().map(|(id, name)| (*id, name.as_str())).collect(),
-            lanes: HashMap::new(),
-            threads: HashMap::new(),
-            requests: HashMap::new(),
-            shifts: HashMap::new(),
-            last: 0,
+            ..Reader::default()
         };
         (ring.lost..).zip(&ring.events).for_each(|(number, raw)| reader.read(number, raw));
         let addresses = ring.addresses.clone();

@@ -8,6 +8,7 @@ use crate::trace::event::{CoroutineIndex, CoroutineInfo, Event, Record, Recordin
 
 /// Numbers coroutines, threads and requests in order of first appearance, and puts all times on one
 /// scale.
+#[derive(Default)]
 pub(super) struct Reader<'a> {
     pub(super) recording: Recording,
     pub(super) names: HashMap<Id, &'a str>,

@@ -37,19 +37,6 @@ impl Recording {
 
     /// Does the same as [`html`](Self::html), with a title and the message of the run's failure, if
     /// it failed; the page opens at the failure.
-    ///
-    /// ```
-    /// use coralio::context::AioContext;
-    /// use coralio::trace::Trace;
-    /// use coralio::{spawn, yield_now};
-    ///
-    /// let trace = Trace::new(1000);
-    /// AioContext::builder().trace(&trace).run_coroutine(|_| spawn(yield_now).join().unwrap())?;
-    /// let recording = trace.recording();
-    /// assert!(recording.html_titled("one yield", None).contains("one yield"));
-    /// assert!(recording.perfetto().starts_with(['{', '['])); // JSON, for ui.perfetto.dev
-    /// # Ok::<(), std::io::Error>(())
-    /// ```
     pub fn html_titled(&self, title: &str, failure: Option<&str>) -> String {
         let title = title.replace('&', "&amp;").replace('<', "&lt;");
         let data = Drawing::of(self).json(failure);

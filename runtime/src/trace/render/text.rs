@@ -16,19 +16,6 @@ use crate::trace::event::{CoroutineIndex, Event, Record, Recording, RequestState
 use crate::trace::replay::Replay;
 
 /// Options for [`Recording::text_with`].
-///
-/// ```
-/// use coralio::context::AioContext;
-/// use coralio::trace::{TextOptions, Trace};
-/// use coralio::{spawn, yield_now};
-///
-/// let trace = Trace::new(1000);
-/// AioContext::builder().trace(&trace).run_coroutine(|_| spawn(yield_now).join().unwrap())?;
-/// let recording = trace.recording();
-/// println!("{}", recording.text_with(TextOptions::default().sources())); // file and line of each event
-/// assert!(recording.text_with(TextOptions::everything()).len() > recording.text().len());
-/// # Ok::<(), std::io::Error>(())
-/// ```
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct TextOptions {
