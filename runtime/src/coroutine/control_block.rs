@@ -18,9 +18,7 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use corosensei::Yielder;
 
-use crate::coroutine::{
-    Attributes, BlockRef, Deadline, LocalValue, RunningStack, ScheduleOutcome, StackLease, StateWord, WaitReason,
-};
+use crate::coroutine::{Attributes, BlockRef, Deadline, LocalValue, RunningStack, StackLease, StateWord, WaitReason};
 use crate::sys::{format_fn, prefetch};
 
 /// The command with which a coroutine is resumed.
@@ -205,16 +203,6 @@ impl ControlBlock {
     #[inline]
     pub(crate) fn set_context(&self, context: usize) {
         self.context.store(context, Ordering::Relaxed);
-    }
-
-    /// Marks this generation as scheduled, at most once, and records the location. Callable from
-    /// any thread.
-    pub(crate) fn schedule(&self, generation: u64, here: &'static Location<'static>) -> ScheduleOutcome {
-        let claim = self.word.claim(generation);
-        if claim == ScheduleOutcome::Claimed {
-            self.set_scheduled_at(here);
-        }
-        claim
     }
 
     /// Returns the location where the coroutine was last scheduled.

@@ -197,19 +197,13 @@ pub(crate) struct StackPool {
     classes: RefCell<Vec<Class>>,
     regions: RefCell<Vec<Region>>,
     /// Whether stacks are measured by default.
-    measure: bool,
+    pub(crate) measure: bool,
 }
 
 impl StackPool {
     /// Creates a pool with the given default size and the given default for measuring.
     pub(crate) fn new(default_size: usize, measure: bool) -> StackPool {
         StackPool { classes: RefCell::new(vec![Class::new(default_size)]), regions: RefCell::default(), measure }
-    }
-
-    /// Returns whether stacks are measured by default.
-    #[inline]
-    pub(crate) fn measures(&self) -> bool {
-        self.measure
     }
 
     /// Returns a stack of `size` bytes, guard included, or of the default size; preferably a warm

@@ -71,7 +71,7 @@ impl Scheduler {
         if let Some(tracer) = &self.shared.tracer {
             tracer.create(block.id().traced(), attributes.name.as_deref(), attributes.created_at);
         }
-        let measure = attributes.track_stack_usage.unwrap_or(self.stacks.measures());
+        let measure = attributes.track_stack_usage.unwrap_or(self.stacks.measure);
         self.live_count.set(self.live_count.get() + 1);
         self.serial.set(self.serial.get() + 1);
         local.reset(attributes, self.serial.get(), lease, ResultSlot::of::<T>(place));

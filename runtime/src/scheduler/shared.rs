@@ -128,8 +128,9 @@ impl SharedScheduler {
     #[track_caller]
     pub(crate) fn schedule(&self, id: BlockRef) -> Result<(), ScheduleError> {
         let here = Location::caller();
-        match id.block.schedule(id.generation, here) {
+        match id.block.word.claim(id.generation) {
             ScheduleOutcome::Claimed => {
+                id.block.set_scheduled_at(here);
                 if let Some(tracer) = &self.tracer {
                     tracer.wake(id.traced(), Wake::Scheduled, here);
                 }

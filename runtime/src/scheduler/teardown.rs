@@ -47,7 +47,7 @@ impl Scheduler {
         for block in left {
             // Destructors may have scheduled the coroutine: a block on a run list must not be
             // unwound and put on the free list.
-            while self.taken.pop().is_some() || self.ready.pop().is_some() {}
+            self.forget_ready();
             // A destructor may fork: the remaining coroutines are the parent's.
             if in_child() {
                 return;
