@@ -47,13 +47,13 @@ struct Log {
 }
 
 struct Ring {
-    events: VecDeque<Raw>,
+    /// Once it is full, the oldest event is at `oldest`.
+    events: Vec<Raw>,
+    oldest: usize,
     /// Number of events that were overwritten.
     lost: u64,
     /// The names of named coroutines; at most as many as there are events.
     names: VecDeque<(Id, String)>,
-    /// The return addresses on the stack, by the number of the event; not every event has them.
-    addresses: VecDeque<(u64, Box<[usize]>)>,
 }
 
 /// An event as it was written: `event` contains the engine's key in place of a request's number,
@@ -66,6 +66,8 @@ struct Raw {
     event: Event,
     id: Id,
     at: Option<&'static Location<'static>>,
+    /// The return addresses on the stack.
+    calls: Option<Box<[usize]>>,
 }
 
 /// Identifies a coroutine on any thread: control block and generation.
@@ -77,12 +79,12 @@ const UNNUMBERED: CoroutineIndex = CoroutineIndex(0);
 const NONE: Id = (0, 0);
 
 impl Trace {
-    /// Creates a log of the most recent `capacity` events (72 bytes each, without the texts), and of
+    /// Creates a log of the most recent `capacity` events (88 bytes each, without the texts), and of
     /// at most as many names.
     pub fn new(capacity: usize) -> Trace {
         let capacity = capacity.max(1);
-        let events = VecDeque::with_capacity(capacity);
-        let ring = Mutex::new(Ring { events, lost: 0, names: VecDeque::new(), addresses: VecDeque::new() });
+        let events = Vec::with_capacity(capacity);
+        let ring = Mutex::new(Ring { events, oldest: 0, lost: 0, names: VecDeque::new() });
         let with_source = AtomicBool::new(false);
         let log = Log { contexts: AtomicU32::new(0), ring, capacity, with_source, created: Clock::Real.nanos() };
         Trace { log: Arc::new(log) }
@@ -134,14 +136,16 @@ impl Trace {
             names: ring.names.iter().map(|(id, name)| (*id, name.as_str())).collect(),
             ..Reader::default()
         };
-        (ring.lost..).zip(&ring.events).for_each(|(number, raw)| reader.read(number, raw));
-        let addresses = ring.addresses.clone();
-        let (lost, threads, mut recording) = (ring.lost, reader.threads.len(), reader.recording);
+        let (newer, older) = ring.events.split_at(ring.oldest);
+        let events = || older.iter().chain(newer);
+        (ring.lost..).zip(events()).for_each(|(number, raw)| reader.read(number, raw));
+        let calls: Vec<_> = events().map(|raw| raw.calls.clone()).collect();
+        let (threads, mut recording) = (reader.threads.len(), reader.recording);
         // Resolving is slow, so it takes place after the ring is unlocked: contexts continue.
         drop(ring);
         let mut resolver = Resolver::default();
-        for (number, addresses) in addresses {
-            recording.records[(number - lost) as usize].calls = resolver.lines(&addresses);
+        for (record, calls) in recording.records.iter_mut().zip(calls) {
+            record.calls = resolver.lines(&calls.unwrap_or_default());
         }
         Recording { threads, ..recording }
     }
@@ -185,20 +189,14 @@ impl Tracer {
         let mut ring = self.log.ring.lock();
         // Read under the lock: the events of all threads have ascending times.
         let time = self.clock.nanos().saturating_sub(self.origin);
-        let raw = Raw { time, thread, context: self.context, event, id, at };
-        if ring.events.len() == self.log.capacity {
-            ring.events.pop_front();
-            ring.lost += 1;
-            let lost = ring.lost;
-            if ring.addresses.front().is_some_and(|(number, _)| *number < lost) {
-                ring.addresses.pop_front();
-            }
+        let raw = Raw { time, thread, context: self.context, event, id, at, calls };
+        let Ring { events, oldest, lost, .. } = &mut *ring;
+        if events.len() < self.log.capacity {
+            return events.push(raw);
         }
-        if let Some(calls) = calls {
-            let number = ring.lost + ring.events.len() as u64;
-            ring.addresses.push_back((number, calls));
-        }
-        ring.events.push_back(raw);
+        events[*oldest] = raw;
+        *oldest = if *oldest + 1 == events.len() { 0 } else { *oldest + 1 };
+        *lost += 1;
     }
 
     #[cold]
