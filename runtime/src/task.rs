@@ -30,7 +30,7 @@ pub use spawn::{JoinHandle, spawn, spawn_now};
 pub use time::{TimedOut, sleep, sleep_until, timeout, timeout_at};
 pub use waker::Waker;
 
-/// Returns what was spawned, or panics with the error.
+/// Returns the result of a spawn, or panics with its error.
 #[track_caller]
 fn expect_spawned<T>(spawned: io::Result<T>) -> T {
     match spawned {
