@@ -38,7 +38,6 @@ use std::cell::Cell;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 
@@ -73,7 +72,7 @@ fn connect(exports: &Rc<Exports>, options: &Options) -> (Rc<CoFd<UnixStream>>, J
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (exports, options) = (Rc::clone(exports), options.clone());
     let serves = spawn(move || {
-        let socket = CoFd::new(fs::File::from(OwnedFd::from(theirs)))?;
+        let socket = CoFd::new(theirs)?;
         let Some(agreed) = negotiate::negotiate(&socket, &Catalog::of(&exports), options.max_options)? else {
             return Ok(());
         };
