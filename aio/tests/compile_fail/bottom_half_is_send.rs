@@ -5,6 +5,6 @@ use std::rc::Rc;
 fn main() {
     AioContext::run(|ctx| {
         let shared = Rc::new(7);
-        drop(ctx.new_bottom_half(move || drop(Rc::clone(&shared))));
+        drop(ctx.new_bottom_half(move || drop(Rc::clone(&shared)))); //~ cannot be sent between threads
     });
 }

@@ -5,6 +5,6 @@ fn main() {
     let lock = CoMutex::new(7);
     let guard = lock.try_lock().unwrap();
     std::thread::scope(|s| {
-        s.spawn(move || drop(guard));
+        s.spawn(move || drop(guard)); //~ cannot be sent between threads
     });
 }

@@ -5,6 +5,6 @@ use std::rc::Rc;
 fn main() {
     let lock = CoMutex::new(Rc::new(7));
     std::thread::scope(|s| {
-        s.spawn(|| drop(lock.try_lock()));
+        s.spawn(|| drop(lock.try_lock())); //~ cannot be sent between threads
     });
 }

@@ -5,7 +5,7 @@ fn main() {
     AioContext::run(|ctx| {
         let guard = ctx.acquire();
         std::thread::scope(|s| {
-            s.spawn(move || drop(guard));
+            s.spawn(move || drop(guard)); //~ cannot be sent between threads
         });
     });
 }

@@ -4,6 +4,6 @@ use coralio_runtime::{AioContext, Coroutine};
 fn main() {
     AioContext::run(|_| {
         let co = Coroutine::new(|| {});
-        std::thread::spawn(move || co.enter());
+        std::thread::spawn(move || co.enter()); //~ cannot be sent between threads
     });
 }

@@ -3,7 +3,7 @@ use coralio_runtime::AioContext;
 
 fn main() {
     AioContext::run(|ctx| {
-        let here = ctx.at_home(|here| here).unwrap();
+        let here = ctx.at_home(|here| here).unwrap(); //~ lifetime may not live long enough
         here.current();
     });
 }

@@ -4,6 +4,6 @@ use coralio_runtime::{AioContext, spawn};
 fn main() {
     AioContext::run(|_| {
         let task = spawn(|| 7);
-        std::thread::spawn(move || task.join());
+        std::thread::spawn(move || task.join()); //~ cannot be sent between threads
     });
 }

@@ -5,5 +5,5 @@ use std::rc::Rc;
 fn main() {
     let worker = IoThread::start("worker").unwrap();
     let shared = Rc::new(7);
-    drop(worker.context().spawn(move || drop(shared)));
+    drop(worker.context().spawn(move || drop(shared))); //~ cannot be sent between threads
 }

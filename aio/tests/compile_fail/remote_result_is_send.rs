@@ -4,5 +4,5 @@ use std::rc::Rc;
 
 fn main() {
     let worker = IoThread::start("worker").unwrap();
-    drop(worker.context().spawn(|| Rc::new(7)).join());
+    drop(worker.context().spawn(|| Rc::new(7)).join()); //~ cannot be sent between threads
 }

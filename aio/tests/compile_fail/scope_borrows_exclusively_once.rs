@@ -6,7 +6,7 @@ fn main() {
         let mut count = 0;
         scope(|s| {
             drop(s.spawn(|| count += 1));
-            drop(s.spawn(|| count += 1));
+            drop(s.spawn(|| count += 1)); //~ E0499
         });
     });
 }

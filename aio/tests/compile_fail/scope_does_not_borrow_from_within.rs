@@ -5,7 +5,7 @@ fn main() {
     AioContext::run(|_| {
         scope(|s| {
             let inside = 7;
-            drop(s.spawn(|| drop(&inside)));
+            drop(s.spawn(|| drop(&inside))); //~ E0373
         });
     });
 }

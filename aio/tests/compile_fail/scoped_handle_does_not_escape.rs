@@ -3,7 +3,7 @@ use coralio_runtime::{AioContext, scope};
 
 fn main() {
     AioContext::run(|_| {
-        let handle = scope(|s| s.spawn(|| 7));
+        let handle = scope(|s| s.spawn(|| 7)); //~ lifetime may not live long enough
         drop(handle.join());
     });
 }

@@ -7,11 +7,11 @@ struct Keeps(Cell<Option<HomeToken<'static>>>, Cell<Option<LoopToken<'static>>>)
 
 impl Keeps {
     fn close(&self, token: HomeToken<'_>) {
-        self.0.set(Some(token));
+        self.0.set(Some(token)); //~ E0521
     }
 
     fn dispatch(&self, token: LoopToken<'_>) {
-        self.1.set(Some(token));
+        self.1.set(Some(token)); //~ E0521
     }
 }
 
