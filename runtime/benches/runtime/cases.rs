@@ -1,6 +1,8 @@
 //! The measured cases, their peers, and their limits.
 
-use crate::{across, bare, eventfd, may, ours, tokio};
+#[cfg(may)]
+use crate::may;
+use crate::{across, bare, eventfd, ours, tokio};
 
 /// The unit of a figure, which also decides how often the operation is repeated.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -95,6 +97,7 @@ pub(crate) const CASES: [Case; 18] = [
         &[
             peer("bare", bare::create_resume_end),
             peer("tokio", tokio::spawn_and_join_do_not_allocate).at_most(1.0),
+            #[cfg(may)]
             peer("may", may::spawn_and_join_do_not_allocate).at_most(1.0),
         ],
     ),
@@ -106,16 +109,30 @@ pub(crate) const CASES: [Case; 18] = [
         &[
             peer("bare", bare::resume_and_suspend),
             peer("tokio", tokio::yield_two).at_most(1.0),
+            #[cfg(may)]
             peer("may", may::yield_two).at_most(1.0),
         ],
     ),
     timed("wake", ours::wake, None, &[peer("bare", bare::resume_and_suspend)]),
-    timed("mutex", ours::mutex, Some(15.0), &[peer("tokio", tokio::mutex), peer("may", may::mutex)]),
+    timed(
+        "mutex",
+        ours::mutex,
+        Some(15.0),
+        &[
+            peer("tokio", tokio::mutex),
+            #[cfg(may)]
+            peer("may", may::mutex),
+        ],
+    ),
     timed(
         "mutex-contended-4",
         ours::mutex_contended,
         None,
-        &[peer("tokio", tokio::mutex_contended).at_most(1.0), peer("may", may::mutex_contended)],
+        &[
+            peer("tokio", tokio::mutex_contended).at_most(1.0),
+            #[cfg(may)]
+            peer("may", may::mutex_contended),
+        ],
     ),
     timed("bottom-half", ours::bottom_half, Some(60.0), &[]),
     timed("echo", ours::echo, None, &[]),

@@ -7,8 +7,9 @@
 //! ```
 //!
 //! The peers: `bare`, corosensei's stack switch, on which ours is built; `tokio`, its
-//! current-thread runtime; `may`, with one worker thread; `eventfd`, two threads that wake each
-//! other with the two system calls of which a loop's sleep consists.
+//! current-thread runtime; `may`, with one worker thread, if built with `RUSTFLAGS="--cfg may"`;
+//! `eventfd`, two threads that wake each other with the two system calls of which a loop's sleep
+//! consists.
 //!
 //! Each round measures every case, ours and its peers back to back, so that a noisy neighbour
 //! affects all. Figures are medians over the rounds. Time is the CPU time of the whole process:
@@ -26,6 +27,7 @@ mod across;
 mod bare;
 mod cases;
 mod eventfd;
+#[cfg(may)]
 mod may;
 mod measure;
 mod options;
