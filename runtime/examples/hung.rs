@@ -1,7 +1,7 @@
 //! A deadlock: two coroutines take two locks in opposite order. The program hangs, for inspection:
 //!
 //! ```text
-//! $ cargo run -p coralio-runtime --example hung &
+//! $ CARGO_PROFILE_DEV_DEBUG=2 cargo run -p coralio-runtime --example hung &
 //! hung
 //! $ gdb -p $(pgrep -x hung) -x runtime/gdb/coralio.py
 //! (gdb) coralio coroutines
