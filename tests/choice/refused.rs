@@ -1,5 +1,6 @@
 //! Backend selection after a refusal, and its report.
 
+use std::fs::File;
 use std::io::ErrorKind;
 
 use coralio::driver::{BackendKind, DEFAULT_QUEUE_DEPTH, SelectedBackend, selected_backend};
@@ -105,6 +106,9 @@ fn exhausted_aio_max_nr_rejects_aio() {
     if !has(BackendKind::Aio, 1) || in_child("refused::exhausted_aio_max_nr_rejects_aio") {
         return;
     }
+    // Two of these at a time would free each other's room.
+    let alone = File::create(concat!(env!("CARGO_TARGET_TMPDIR"), "/aio-max-nr")).unwrap();
+    alone.lock().unwrap();
     forbid(&[(URING, libc::EPERM)]);
     let mut held = Vec::new();
     while let Ok(backend) = LinuxAio::new(DEEPEST) {

@@ -50,6 +50,7 @@ use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use coralio::driver::BackendKind;
@@ -157,17 +158,25 @@ fn on_real_files(f: impl Fn(&Path, Direct)) {
     }
 }
 
-/// Returns `len` bytes in which no two blocks are equal.
+/// Returns `len` bytes in which no two blocks within 2 MiB are equal: pieces of the same random bytes,
+/// from places that depend on the seed. Computing each byte would take seconds without optimization.
 fn pattern(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    let mut bytes = vec![0; len];
-    bytes.chunks_mut(8).for_each(|word| word.copy_from_slice(&next().to_le_bytes()[..word.len()]));
+    const WHOLE: usize = 1 << 20;
+    const PIECE: usize = 4096;
+    static RANDOM: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let words = std::iter::successors(Some(0x9e37_79b9_7f4a_7c15u64), |word| {
+            let word = word ^ word << 13;
+            let word = word ^ word >> 7;
+            Some(word ^ word << 17)
+        });
+        words.take((WHOLE + PIECE) / 8).flat_map(u64::to_le_bytes).collect()
+    });
+    let mut at = (seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 44) as usize;
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        bytes.extend_from_slice(&RANDOM[at..at + PIECE.min(len - bytes.len())]);
+        at = (at + PIECE + 3) % WHOLE;
+    }
     bytes
 }
 

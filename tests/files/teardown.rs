@@ -14,7 +14,7 @@ use coralio::fs::Direct;
 use coralio::task::Cancelled;
 use coralio::{AlignedBuf, File, JoinHandle, RuntimeBuilder, spawn, yield_now};
 
-use crate::common::is_refused;
+use crate::common::{is_all, is_refused};
 use crate::{BACKENDS, Temp, disk, pattern};
 
 const REQUESTS: usize = 1000;
@@ -76,7 +76,7 @@ impl Drop for Lent {
         let buf = self.memory.bytes();
         let is_whole = buf[..] == self.expected[self.block * BLOCK..][..BLOCK];
         // A request that is unwound before the backend has begun it leaves its buffer as it was.
-        left.given_back += usize::from(is_whole || buf.iter().all(|&byte| byte == 0));
+        left.given_back += usize::from(is_whole || is_all(buf, 0));
         buf.fill(0xee);
         match &mut self.memory {
             Memory::Heap(buf) => left.heap.push(std::mem::replace(buf, AlignedBuf::new(0, 1))),
@@ -159,7 +159,7 @@ fn thousand_requests_in_flight_are_unwound() {
             // The next context uses the same ring, and may have got the same memory.
             RuntimeBuilder::new().backend(backend).run(|| use_stacks(&temp, &content)).unwrap();
             assert_eq!(left.heap.len(), REQUESTS / 2);
-            assert!(left.heap.iter().flat_map(|buf| buf.iter()).all(|&byte| byte == 0xee), "written late");
+            assert!(left.heap.iter().all(|buf| is_all(buf, 0xee)), "written late");
         }
     }
 }
@@ -177,7 +177,7 @@ fn use_stacks(temp: &Temp, content: &Rc<Vec<u8>>) -> HashSet<usize> {
         let offset = number * 7 % BLOCKS * BLOCK;
         file.read_exact_at(&mut buf, offset as u64).unwrap();
         assert!(buf == content[offset..][..512]);
-        assert!(black_box(&mut mark).iter().all(|&byte| byte == number as u8), "written late");
+        assert!(is_all(black_box(&mut mark), number as u8), "written late");
         pages(&mark)
     };
     let user = |number| {

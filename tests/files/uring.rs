@@ -22,7 +22,7 @@ use coralio::fs::Direct;
 use coralio::task::{Cancelled, TimedOut, shield};
 use coralio::{AlignedBuf, File, JoinHandle, RuntimeBuilder, spawn, timeout};
 
-use crate::common::{Temp, scaled, skipped};
+use crate::common::{Temp, is_all, scaled, skipped};
 
 const BLOCK: usize = 4096;
 
@@ -98,7 +98,7 @@ fn readers(file: &Rc<File>, coroutines: usize, each: usize, blocks: usize) -> Ve
             for i in 0..each {
                 let block = (number * 7 + i * 13) % blocks;
                 file.read_exact_at(&mut buf, (block * BLOCK) as u64).unwrap();
-                assert!(buf.iter().all(|&byte| byte == block as u8), "block {block}");
+                assert!(is_all(&buf, block as u8), "block {block}");
             }
         })
     };

@@ -7,7 +7,7 @@ use std::thread;
 
 use super::client::*;
 use super::server::{Folder, Server};
-use crate::common::skipped;
+use crate::common::{is_all, skipped};
 
 const MIB: usize = 1 << 20;
 
@@ -25,7 +25,7 @@ fn server_ends_without_clients() {
     let server = Server::of(&folder, &folder.image("disk", 1 << 20));
     let rubbish: [&[u8]; 5] = [
         b"GET / HTTP/1.1\r\n\r\n",
-        b"\0\0\0\x02IHAVEOPT",
+        b"\0\0\0\x04IHAVEOPT",
         b"\0\0\0\x03IHAVENOT\0\0\0\x01\0\0\0\0",
         b"\0\0\0\x03IHAVEOPT\0\0\0\x07\xff\xff\xff\xff",
         b"\0\0\0\x03IHAVEOPT\0\0\0\x01\0\0\0\x04none",
@@ -115,7 +115,7 @@ fn disconnected_clients_are_cleaned_up() {
     }
     assert!(client.is_sent_away());
     server.stop();
-    assert!(fs::read(image).unwrap()[8 << 20..].iter().all(|&byte| byte == 0));
+    assert!(is_all(&fs::read(image).unwrap()[8 << 20..], 0));
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn clients_that_read_no_replies_do_not_block_others() {
             assert_eq!(error, 0);
             assert!(!std::mem::replace(&mut answered[cookie as usize], true), "answered twice");
             let data = client.take(4096);
-            assert!(data[..].iter().all(|&byte| byte == 0) || cookie == 1);
+            assert!(is_all(&data, 0) || cookie == 1);
         }
     }
     writers.into_iter().for_each(|writer| writer.join().unwrap());
@@ -263,7 +263,7 @@ fn large_requests_are_served_in_pieces_without_a_budget() {
     plain.ask(WRITE, NO_HOLE, 2, 0, 2 << 20);
     plain.say(&vec![7; 2 * MIB]);
     assert_eq!(plain.reply(), (22, 2));
-    assert!(plain.read(45 << 20, 3 << 20).unwrap().iter().all(|&byte| byte == 0));
+    assert!(is_all(&plain.read(45 << 20, 3 << 20).unwrap(), 0));
 
     let mut client = Client::structured(&server, "");
     let mut expected = vec![0; 16 * MIB];

@@ -64,7 +64,7 @@ fn corrupt_images_do_no_harm() {
     let path = folder.path("image");
     let peak = Peak::begin();
     let (mut fine, mut refused) = (0, 0);
-    let rounds = seeds(if cfg!(debug_assertions) { 2000 } else { 20_000 });
+    let rounds = seeds(if cfg!(debug_assertions) { 1000 } else { 20_000 });
     coralio::run(|| {
         for seed in rounds.clone() {
             let mut random = Random(seed);
