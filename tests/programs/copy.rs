@@ -47,7 +47,8 @@ fn refused(command: &mut Command, words: &[&str]) {
 fn every_size(direct: &str, block_sizes: &[&str]) {
     let folder = Folder::new(&format!("sizes-{direct}"));
     for size in [0, 1, 511, 512, 4095, 4096, (1 << 20) + 17] {
-        let src = folder.file("src", content(size));
+        let content = content(size);
+        let src = folder.file("src", &content);
         for block_size in block_sizes {
             // A small file is one block or a few.
             for depth in if size > 4096 { &["1", "64"][..] } else { &["64"] } {
@@ -63,7 +64,7 @@ fn every_size(direct: &str, block_sizes: &[&str]) {
                 }
                 assert!(output.status.success(), "{command:?}: {stderr}");
                 assert!(stdout.starts_with("copied "), "{stdout}");
-                assert!(fs::read(&dst).unwrap() == content(size), "{command:?}: another content, size {size}");
+                assert!(fs::read(&dst).unwrap() == content, "{command:?}: another content, size {size}");
                 fs::remove_file(dst).unwrap();
             }
         }
@@ -363,8 +364,7 @@ fn disks_in_images_are_copied() {
     let mut bytes = content(3 << 20);
     bytes[1 << 20..2 << 20].fill(0);
     let raw = folder.file("raw", bytes);
-    let image = |name: &str| folder.path(name).into_os_string().into_string().unwrap();
-    let (packed, ours, back) = (image("packed"), image("ours"), image("back"));
+    let [packed, ours, back] = ["packed", "ours", "back"].map(|name| folder.text(name));
     let raw_name = raw.to_str().unwrap();
     let convert = ["convert", "-c", "-f", "raw", "-O", "qcow2", raw_name, &packed];
     assert!(qemu_img(&convert).unwrap().status.success());
@@ -404,7 +404,7 @@ fn blocks_across_table_slices_are_copied() {
 }
 
 #[test]
-fn missing_arguments_print_the_usage() {
+fn copy_without_arguments_verifies_a_scratch_file() {
     // Issue: without SRC and DST the program creates a scratch file, copies it, verifies the
     // checksum, and cleans up.
     let folder = Folder::new("scratch");

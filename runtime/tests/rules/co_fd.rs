@@ -1,12 +1,11 @@
 //! `CoFd`: no edge is lost, every waiter is woken or gets an error, and a dropped descriptor is no
 //! longer watched.
-#![allow(unsafe_code)]
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,6 +15,8 @@ use std::time::Duration;
 
 use crate::common::{Log, text};
 use coralio_runtime::{AioContext, Cancelled, CoFd, Interest, TimedOut, spawn, timeout, yield_now};
+use rustix::net::SendFlags;
+use rustix::pipe::PipeFlags;
 
 /// One end for coroutines, and a blocking one for the peer.
 fn pair() -> (Rc<CoFd<UnixStream>>, UnixStream) {
@@ -31,12 +32,8 @@ fn tcp_pair() -> (Rc<CoFd<TcpStream>>, TcpStream) {
 
 /// Returns the read end and the write end of a pipe.
 fn pipe() -> (File, File) {
-    let mut ends = [0; 2];
-    // SAFETY: the array has room for both descriptors.
-    assert_eq!(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) }, 0);
-    // SAFETY: the descriptors are open, and only here.
-    let [reader, writer] = ends.map(|end| unsafe { File::from_raw_fd(end) });
-    (reader, writer)
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).unwrap();
+    (reader.into(), writer.into())
 }
 
 fn read_byte(mut from: &CoFd<UnixStream>) -> u8 {
@@ -131,16 +128,11 @@ fn short_read_needs_no_second_check() {
 fn read_stops_early_at_urgent_data_or_a_message() {
     // X4: a read may return less than there is: at the mark of urgent data, or in a Unix socket at
     // credentials or descriptors. What follows is read without a further edge
-    let send = |fd: i32, bytes: &[u8], flags| {
-        // SAFETY: the bytes outlive the call.
-        let sent = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) };
-        assert_eq!(sent, bytes.len() as isize);
-    };
     AioContext::run(|ctx| {
         let (ours, theirs) = tcp_pair();
-        send(theirs.as_raw_fd(), b"aa", 0);
-        send(theirs.as_raw_fd(), b"x", libc::MSG_OOB);
-        send(theirs.as_raw_fd(), b"bb", 0);
+        for (bytes, flags) in [(&b"aa"[..], SendFlags::empty()), (b"x", SendFlags::OOB), (b"bb", SendFlags::empty())] {
+            assert_eq!(rustix::net::send(&theirs, bytes, flags).unwrap(), bytes.len());
+        }
         // All edges are reported before the first read.
         while ctx.poll(false) {}
         let mut all = Vec::new();
@@ -156,13 +148,13 @@ fn read_stops_early_at_urgent_data_or_a_message() {
     });
     AioContext::run(|ctx| {
         let (ours, theirs) = pair();
-        let (fd, first) = (theirs.as_raw_fd(), [std::io::IoSlice::new(b"a")]);
+        let first = [std::io::IoSlice::new(b"a")];
         let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut rights = rustix::net::SendAncillaryBuffer::new(&mut space);
         let sent = [theirs.as_fd()];
         assert!(rights.push(rustix::net::SendAncillaryMessage::ScmRights(&sent)));
-        rustix::net::sendmsg(&theirs, &first, &mut rights, rustix::net::SendFlags::empty()).unwrap();
-        send(fd, b"b", 0);
+        rustix::net::sendmsg(&theirs, &first, &mut rights, SendFlags::empty()).unwrap();
+        (&theirs).write_all(b"b").unwrap();
         while ctx.poll(false) {}
         let read = spawn(move || [read_more(&ours), read_more(&ours)]);
         assert_eq!(read.join().unwrap(), *b"ab");
@@ -306,9 +298,9 @@ fn context_end_unwinds_waiters() {
     // C9: waiters are unwound, waits in their destructors fail, and the descriptor is closed and no
     // longer watched
     let log = Log::default();
-    let kept = AioContext::run(|ctx| {
+    let (closed, kept, mut far) = AioContext::run(|ctx| {
         let (ours, mut theirs) = pair();
-        let (kept, _kept_far) = pair();
+        let (kept, kept_far) = pair();
         for _ in 0..2 {
             let (ours, log) = (Rc::clone(&ours), log.clone());
             drop(spawn(move || {
@@ -323,13 +315,12 @@ fn context_end_unwinds_waiters() {
         }));
         while ctx.poll(false) {}
         let log = log.clone();
-        thread::spawn(move || {
+        let closed = thread::spawn(move || {
             assert_eq!(theirs.read(&mut [0]).unwrap(), 0);
             log.add("closed");
-        })
-        .join_after(kept, _kept_far)
+        });
+        (closed, kept, kept_far)
     });
-    let (closed, kept, mut far) = kept;
     closed.join().unwrap();
     assert_eq!(log.take(), "cancelled cancelled closed");
     // A CoFd that outlives its context: reads fail, and the descriptor works again when taken out.
@@ -344,17 +335,6 @@ fn context_end_unwinds_waiters() {
         });
         assert_eq!(task.join().unwrap(), 9);
     });
-}
-
-/// Returns a thread's handle together with values that must stay alive.
-trait JoinAfter: Sized {
-    fn join_after<A, B>(self, a: A, b: B) -> (Self, A, B);
-}
-
-impl JoinAfter for thread::JoinHandle<()> {
-    fn join_after<A, B>(self, a: A, b: B) -> (Self, A, B) {
-        (self, a, b)
-    }
 }
 
 #[test]

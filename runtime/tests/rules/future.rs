@@ -181,7 +181,7 @@ fn wakers_of_ended_coroutines_do_nothing() {
             let wait = Rc::new(wait);
             let other = Rc::clone(&wait);
             spawn(move || other()).join().unwrap().unwrap();
-            let waker = kept_last(&kept);
+            let waker = kept.lock().unwrap().last().unwrap().clone();
             // Its stack is used by another coroutine by now.
             let next = Coroutine::new(suspend);
             next.enter();
@@ -197,10 +197,6 @@ fn wakers_of_ended_coroutines_do_nothing() {
     .unwrap()
     .drain(..)
     .for_each(Waker::wake);
-
-    fn kept_last(kept: &Mutex<Vec<Waker>>) -> Waker {
-        kept.lock().unwrap().last().unwrap().clone()
-    }
 }
 
 #[test]
