@@ -283,10 +283,7 @@ fn borrowers(engine: &Watch, log: &Log, then: impl FnOnce() + 'static) -> impl F
 }
 
 /// Starts two requests whose buffers are owned by the stack of a scope's owner.
-fn lent_by_a_scope(
-    then: impl FnOnce() + Send + 'static,
-    end: impl FnOnce(&AioContext, &Watched, Coroutine),
-) {
+fn lent_by_a_scope(then: impl FnOnce() + Send + 'static, end: impl FnOnce(&AioContext, &Watched, Coroutine)) {
     let log = Log::default();
     with_engine(8, |context, backend, engine| {
         backend.script.set_disk(b"aaaabbbb");
