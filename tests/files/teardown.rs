@@ -177,8 +177,9 @@ fn use_stacks(temp: &Temp, content: &Rc<Vec<u8>>) -> HashSet<usize> {
         let offset = number * 7 % BLOCKS * BLOCK;
         file.read_exact_at(&mut buf, offset as u64).unwrap();
         assert!(buf == content[offset..][..512]);
-        assert!(is_all(black_box(&mut mark), number as u8), "written late");
-        pages(&mark)
+        let mark: &mut [u8] = black_box(&mut mark);
+        assert!(is_all(mark, number as u8), "written late");
+        pages(mark)
     };
     let user = |number| {
         let (file, content) = (Rc::clone(&file), Rc::clone(content));
