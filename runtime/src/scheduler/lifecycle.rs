@@ -5,6 +5,7 @@
 
 #![allow(unsafe_code)]
 
+use std::alloc::Layout;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{Ordering, compiler_fence};
 use std::{io, thread};
@@ -28,24 +29,44 @@ impl Scheduler {
     where
         F: FnOnce() -> T,
     {
-        // A closure's captures are moved onto the new stack; large ones would leave no room for its
-        // work. corosensei takes 1 KiB in all; a large alignment could double that.
+        // The closure is moved onto the new stack; a large one would leave no room for its work.
         const LARGE: usize = 512;
         if size_of::<F>() > LARGE || align_of::<F>() > 64 {
             // SAFETY: the caller's promise.
-            return unsafe { self.create_on_stack(attributes, propagates, Box::new(f)) };
+            return unsafe { self.create_from(attributes, propagates, Box::new(f)) };
         }
         // SAFETY: the caller's promise.
-        unsafe { self.create_on_stack(attributes, propagates, f) }
+        unsafe { self.create_from(attributes, propagates, f) }
     }
 
+    /// As `create`. Only the closure's own steps are compiled for each type.
+    ///
     /// # Safety
     ///
     /// As [`Scheduler::create`].
-    unsafe fn create_on_stack<F, T>(&self, attributes: Attributes, propagates: bool, f: F) -> io::Result<BlockRef>
+    unsafe fn create_from<F, T>(&self, attributes: Attributes, propagates: bool, f: F) -> io::Result<BlockRef>
     where
         F: FnOnce() -> T,
     {
+        let (block, closure) = self.prepare(attributes, propagates, const { &Body::of::<F, T>() })?;
+        // SAFETY: `closure` was carved for an F off the top of the new stack. Its captures live long
+        // enough, by the caller's promise.
+        unsafe { closure.cast::<F>().write(f) };
+        // Last, for an inspector that stops this thread: a block that is not free is fully
+        // initialized.
+        compiler_fence(Ordering::SeqCst);
+        self.local(block).state.set(State::Suspended);
+        Ok(block.id())
+    }
+
+    /// Prepares a block and a stack for a closure of the types of `body`. Returns the place on the
+    /// stack to which the caller writes the closure.
+    fn prepare(
+        &self,
+        attributes: Attributes,
+        propagates: bool,
+        body: &'static Body,
+    ) -> io::Result<(&'static ControlBlock, *mut u8)> {
         if self.ending.get() {
             return Err(io::Error::other("the context is ending and starts no new coroutine"));
         }
@@ -54,17 +75,18 @@ impl Scheduler {
         let span = super::span::create(&attributes);
         let lease = self.stacks.take(attributes.stack_size)?;
         let mut rest = lease;
-        let Some(place) = rest.carve(size_of::<thread::Result<T>>(), align_of::<thread::Result<T>>()) else {
+        let Some(place) = rest.carve(body.result) else {
             self.stacks.give_back(lease);
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!(
                     "a coroutine's result of {} bytes does not fit on its stack; return it in a Box, or set a larger \
                      stack_size",
-                    size_of::<thread::Result<T>>()
+                    body.result.size()
                 ),
             ));
         };
+        let closure = rest.cut(body.closure);
         let block = self.blocks.take();
         block.set_context(self.shared.id());
         let local = self.local(block);
@@ -74,7 +96,7 @@ impl Scheduler {
         let measure = attributes.track_stack_usage.unwrap_or(self.stacks.measure);
         self.live_count.set(self.live_count.get() + 1);
         self.serial.set(self.serial.get() + 1);
-        local.reset(attributes, self.serial.get(), lease, ResultSlot::of::<T>(place));
+        local.reset(attributes, self.serial.get(), lease, ResultSlot { place, payload: body.payload });
         local.propagates.set(propagates);
         #[cfg(feature = "tracing")]
         local.span.set(span);
@@ -84,34 +106,21 @@ impl Scheduler {
             local.measured.set(true);
         }
 
-        let body = move |yielder: &Yielder<Resume, ()>, first: Resume| {
+        let run = move |yielder: &Yielder<Resume, ()>, first: Resume| {
             self.switching.set(false);
             local.yielder.set(yielder);
-            let outcome = catch_unwind(AssertUnwindSafe(|| match first {
-                Resume::Continue => __rust_begin_short_backtrace(f),
-                Resume::Backtrace => unreachable!("only an entered coroutine is traced"),
-                Resume::Unwind => {
-                    drop(f);
-                    resume_unwind(Box::new(Cancelled))
-                }
-            }));
-            // SAFETY: `place` was carved for an thread::Result<T> off the top of this very stack,
-            // and is written once.
-            unsafe { place.cast::<thread::Result<T>>().write(outcome) };
+            // SAFETY: both were carved for these types off the top of this very stack; the closure
+            // was written before the first resumption, which is this one.
+            unsafe { (body.run)(closure, place, first) };
             self.switching.set(true);
         };
-        // SAFETY: the captures of `body` live long enough, by the caller's promise. The raw
-        // coroutine ends before the stack is returned or unmapped (*home outlives its stacks*), and
-        // the block's slot for it is empty in state Free.
+        // SAFETY: the scheduler outlives the raw coroutine, which ends before the stack is returned
+        // or unmapped (*home outlives its stacks*). The block's slot for it is empty in state Free.
         unsafe {
-            let raw = RawCoroutine::with_stack_unchecked(RunningStack::new(&rest), body);
+            let raw = RawCoroutine::with_stack_unchecked(RunningStack::new(&rest), run);
             (*local.raw.get()).write(raw);
         }
-        // Last, for an inspector that stops this thread: a block that is not free is fully
-        // initialized.
-        compiler_fence(Ordering::SeqCst);
-        local.state.set(State::Suspended);
-        Ok(block.id())
+        Ok((block, closure))
     }
 
     /// Finishes a coroutine that has ended: frees its stack, unless its result still lies there for
@@ -206,8 +215,35 @@ impl Drop for Release<'_> {
     }
 }
 
-impl ResultSlot {
-    fn of<T>(place: *mut u8) -> ResultSlot {
+/// The steps of a coroutine that depend on the types of its closure and result.
+struct Body {
+    closure: Layout,
+    result: Layout,
+    /// Runs the closure, or drops it if the coroutine is to unwind, and writes the outcome.
+    run: unsafe fn(closure: *mut u8, place: *mut u8, first: Resume),
+    /// Takes the outcome: returns the panic payload, or drops the value.
+    payload: unsafe fn(place: *mut u8) -> Option<Payload>,
+}
+
+impl Body {
+    const fn of<F: FnOnce() -> T, T>() -> Body {
+        /// # Safety
+        ///
+        /// `closure` holds an `F` that is not read again, and `place` has room for the outcome.
+        unsafe fn run<F: FnOnce() -> T, T>(closure: *mut u8, place: *mut u8, first: Resume) {
+            // SAFETY: the caller's promise.
+            let f = unsafe { closure.cast::<F>().read() };
+            let outcome = catch_unwind(AssertUnwindSafe(|| match first {
+                Resume::Continue => __rust_begin_short_backtrace(f),
+                Resume::Backtrace => unreachable!("only an entered coroutine is traced"),
+                Resume::Unwind => {
+                    drop(f);
+                    resume_unwind(Box::new(Cancelled))
+                }
+            }));
+            // SAFETY: the caller's promise.
+            unsafe { place.cast::<thread::Result<T>>().write(outcome) };
+        }
         /// # Safety
         ///
         /// `place` holds an `thread::Result<T>` that is not read again.
@@ -215,6 +251,11 @@ impl ResultSlot {
             // SAFETY: the caller's promise.
             unsafe { place.cast::<thread::Result<T>>().read() }.err()
         }
-        ResultSlot { place, payload: payload::<T> }
+        Body {
+            closure: Layout::new::<F>(),
+            result: Layout::new::<thread::Result<T>>(),
+            run: run::<F, T>,
+            payload: payload::<T>,
+        }
     }
 }
