@@ -111,7 +111,7 @@ impl Work {
 
     /// Returns the next offset for a buffer whose operation, if any, is done; `None` when the work is
     /// done.
-    #[inline]
+    #[inline(always)]
     pub fn next(&self, buffer: usize) -> Option<u64> {
         if let Some(stopwatch) = &self.latencies {
             stopwatch.borrow_mut().lap(buffer);

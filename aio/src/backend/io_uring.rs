@@ -200,24 +200,21 @@ unsafe impl Backend for IoUring {
         // u64::MAX means the descriptor's own position here: use another offset beyond any file's
         // end.
         let offset = operation.offset.min(u64::MAX - 1);
-        let buffer = match opcode {
-            Opcode::Read | Opcode::Write => self.buffers.number_of(&self.ring, addr, len as usize),
-            _ => None,
-        };
-        let (pointer, pointer_mut) = (ptr::without_provenance(addr), ptr::without_provenance_mut(addr));
-        let entry = match (opcode, buffer) {
-            (Opcode::Read, None) => opcode::Read::new(fd, pointer_mut, len).offset(offset).build(),
-            (Opcode::Read, Some(chunk)) => opcode::ReadFixed::new(fd, pointer_mut, len, chunk).offset(offset).build(),
-            (Opcode::Write, None) => opcode::Write::new(fd, pointer, len).offset(offset).build(),
-            (Opcode::Write, Some(chunk)) => opcode::WriteFixed::new(fd, pointer, len, chunk).offset(offset).build(),
-            (Opcode::ReadVectored, _) => {
-                opcode::Readv::new(fd, ptr::without_provenance(addr), len).offset(offset).build()
-            }
-            (Opcode::WriteVectored, _) => {
-                opcode::Writev::new(fd, ptr::without_provenance(addr), len).offset(offset).build()
-            }
-            (Opcode::SyncData, _) => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
-            (Opcode::SyncAll, _) => opcode::Fsync::new(fd).build(),
+        let chunk = || self.buffers.number_of(&self.ring, addr, len as usize);
+        let (from, to) = (ptr::without_provenance(addr), ptr::without_provenance_mut(addr));
+        let entry = match opcode {
+            Opcode::Read => match chunk() {
+                Some(chunk) => opcode::ReadFixed::new(fd, to, len, chunk).offset(offset).build(),
+                None => opcode::Read::new(fd, to, len).offset(offset).build(),
+            },
+            Opcode::Write => match chunk() {
+                Some(chunk) => opcode::WriteFixed::new(fd, from, len, chunk).offset(offset).build(),
+                None => opcode::Write::new(fd, from, len).offset(offset).build(),
+            },
+            Opcode::ReadVectored => opcode::Readv::new(fd, ptr::without_provenance(addr), len).offset(offset).build(),
+            Opcode::WriteVectored => opcode::Writev::new(fd, ptr::without_provenance(addr), len).offset(offset).build(),
+            Opcode::SyncData => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+            Opcode::SyncAll => opcode::Fsync::new(fd).build(),
         };
         Entry(entry.flags(flags).user_data(key))
     }
