@@ -55,6 +55,11 @@ impl Opcode {
         matches!(self, Opcode::Write | Opcode::WriteVectored)
     }
 
+    /// Whether the operation names several buffers.
+    pub(crate) fn is_vectored(self) -> bool {
+        matches!(self, Opcode::ReadVectored | Opcode::WriteVectored)
+    }
+
     /// Whether the operation names no memory.
     fn is_sync(self) -> bool {
         matches!(self, Opcode::SyncData | Opcode::SyncAll)
@@ -116,7 +121,8 @@ pub unsafe trait Backend: Send + Sync + 'static {
     /// the thread that submitted it.
     const SUBMITS_AT_HOME: bool = false;
 
-    /// Whether the backend can [defer](Self::defer) entries.
+    /// Whether the backend can [defer](Self::defer) entries; if so, it [submits at
+    /// home](Self::SUBMITS_AT_HOME).
     const DEFERS: bool = false;
 
     /// A request in the backend's own form.
@@ -233,8 +239,8 @@ pub unsafe trait Backend: Send + Sync + 'static {
     unsafe fn advance(&self);
 
     /// Submits the deferred entries, and sleeps until a completion is on the ring, `other` (if given)
-    /// is readable, or `timeout` expires (`None`: never). Leaves the ring of completions unchanged. The sleep may end early, for example by
-    /// a signal, which is not an error.
+    /// is readable, or `timeout` expires (`None`: never). Takes no completion off the ring. The sleep
+    /// may end early, for example by a signal, which is not an error.
     ///
     /// `other` is identified by its number: a descriptor that was passed here must not be closed
     /// and its number reused for another one that is passed.

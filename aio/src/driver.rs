@@ -237,10 +237,14 @@ impl EventSource for Driver {
     }
 
     fn flush(&self, token: LoopToken<'_>, when: Flush) -> bool {
-        let mut progress = self.engine.flush(token, when);
-        if let Some(memory) = self.memory_engine() {
-            progress |= memory.flush(token, when);
-        }
+        let Some(memory) = self.memory_engine() else {
+            return self.engine.flush(token, when)
+                | self.on_threads().is_some_and(|fallback| fallback.flush(token, when));
+        };
+        let mut progress = memory.flush(token, when);
+        // The loop will sleep in `memory`, which does not submit the requests of `engine`.
+        let sleeps_elsewhere = when == Flush::BeforeSleep && memory.in_flight() > 0;
+        progress |= self.engine.flush(token, if sleeps_elsewhere { Flush::BeforeBusyPoll } else { when });
         self.on_threads().is_some_and(|fallback| fallback.flush(token, when)) || progress
     }
 

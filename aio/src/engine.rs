@@ -93,6 +93,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
     /// Creates an engine of this thread's context, for the context's driver. The engine reports to
     /// the event log only if `traced`: the log holds one engine per context.
     pub(crate) fn new(backend: B, depth: u32, traced: bool) -> io::Result<Arc<Engine<B, G>>> {
+        const { assert!(!B::DEFERS || B::SUBMITS_AT_HOME, "a sleep that submits runs on the home thread") };
         let context = AioContext::current().expect("creating an engine outside a context: call it inside `run(|| ..)`");
         if depth == 0 || depth > backend.capacity() {
             return Err(io::Error::new(

@@ -10,7 +10,8 @@
 //!                 ready coroutines     spawned, rescheduled, woken remotely (home thread only)
 //!                 source.flush         submits the batch gathered meanwhile, in one system call
 //!   if there was no progress and the poll may block:
-//!     busy-poll sources in memory for a while
+//!     source.flush                     submits what it has held back, or leaves that to its sleep
+//!     busy-poll sources in memory for a while, if configured
 //!     announce the sleep, check once more, release the lock fully, sleep, iterate once more
 //! ```
 //!
@@ -121,18 +122,19 @@ impl AioContext {
         }
     }
 
-    /// Polls until `done` returns true, on the home thread, with the I/O source holding requests
-    /// back in between.
+    /// Polls until `done` returns true, on the home thread. The I/O source may hold requests back
+    /// from one poll to the next.
     pub(crate) fn poll_until(&self, mut done: impl FnMut() -> bool) {
         while !done() {
             match self.shared.home() {
                 Some(home) => self.poll_or_sleep(home, Flush::MayHold),
+                // Panics: this is the child of a fork.
                 None => self.foreign_poll(true),
             };
         }
-        if let Some(home) = self.shared.home().filter(|home| self.source_state(home) == SourceState::Held) {
+        if let Some(home) = self.shared.home() {
             let _guard = self.shared.acquire_at_home();
-            self.flush(home, Flush::Iteration);
+            self.flush(home, Flush::Release);
         }
     }
 
@@ -143,12 +145,11 @@ impl AioContext {
         if quiet.is_none() && home.scheduler.round(|| self.round(home, true, flush)) {
             return true;
         }
-        let state = quiet.filter(|&state| state != SourceState::Held).or_else(|| {
-            let completed = self.flush(home, Flush::BeforeSleep);
-            (!completed).then(|| self.source_state(home))
-        });
-        if let Some(state) = state {
-            self.wait(home, state);
+        let polls = self.shared.busy_poll_max.load(Ordering::Relaxed) > 0 && !self.shared.scheduler.clock.is_virtual();
+        // A quiet source has nothing to submit, unless it holds requests back.
+        let before_sleep = if polls { Flush::BeforeBusyPoll } else { Flush::BeforeSleep };
+        if !(quiet.is_none_or(|state| state == SourceState::Held) && self.flush(home, before_sleep)) {
+            self.wait(home, polls);
         }
         let progress = home.scheduler.round(|| self.round(home, false, flush));
         // Last: the caller checks its condition before its next poll, and so observes the notified
@@ -232,23 +233,19 @@ impl AioContext {
         source.is_some_and(|source| home.scheduler.round(|| source.flush(LoopToken::at_home_of(home), when)))
     }
 
-    /// Waits until something is due. `state` is the state of the I/O source.
-    fn wait(&self, home: &LocalContext, state: SourceState) {
+    /// Waits until something is due. With `polls`, busy-polls first.
+    fn wait(&self, home: &LocalContext, polls: bool) {
         let shared = &*self.shared;
-        let limit = shared.busy_poll_max.load(Ordering::Relaxed);
-        let pollable = limit > 0
-            && !shared.scheduler.clock.is_virtual()
-            && (!shared.pollers.is_empty() || state != SourceState::Idle);
-        if !pollable {
-            self.sleep(home, state);
-            return;
+        if !polls || shared.pollers.is_empty() && self.source_state(home) == SourceState::Idle {
+            return self.sleep(home);
         }
         let began = Instant::now();
         if !self.busy_poll(home, began) {
-            let completed = self.sleep(home, self.source_state(home));
+            self.sleep(home);
             let waited = began.elapsed().as_nanos() as u64;
+            let limit = shared.busy_poll_max.load(Ordering::Relaxed);
             shared.pollers.adjust(waited, limit);
-            home.source_window.adjust(waited, completed, limit);
+            home.source_window.adjust(waited, self.source_state(home) == SourceState::Ready, limit);
         }
     }
 
@@ -309,34 +306,32 @@ impl AioContext {
         self.shared.watches.is_empty() && self.shared.pollers.is_empty() && self.source_state(home) == SourceState::Idle
     }
 
-    /// Sleeps, unless something is due. `state` is the state of the I/O source. Returns whether the
-    /// source has completions.
-    fn sleep(&self, home: &LocalContext, mut state: SourceState) -> bool {
+    /// Sleeps, unless something is due.
+    fn sleep(&self, home: &LocalContext) {
         let shared = &*self.shared;
         let _paused = home.heartbeat.as_deref().map(Heartbeat::pause);
         if home.scheduler.is_in_round() {
             shared.watches.mask_running(&shared.epoll);
         }
-        let mut ready = false;
-        if !shared.pollers.is_empty() {
-            // `is_ready` is foreign code, which may have detached the source, queued work, or polled.
-            ready = shared.pollers.is_ready(0);
-            state = self.source_state(home);
-        }
-        // After all foreign code: its nested sleep would have ended with the loop awake.
+        // Foreign code, which may have detached the source, queued work, or polled: so before the
+        // announcement, which a nested sleep would end.
+        let ready = !shared.pollers.is_empty() && shared.pollers.is_ready(0);
         shared.scheduler.sleep.going_to_sleep();
-        ready |= state <= SourceState::Held || self.is_due(home);
-        let completed = if ready { state == SourceState::Ready } else { self.sleep_undisturbed(home, state) };
+        // After the announcement: a thread that adds a completion later kicks the loop.
+        let state = self.source_state(home);
+        let ready = ready || state <= SourceState::Held || shared.scheduler.sleep.is_awake() || self.is_due(home);
+        if !ready {
+            self.sleep_undisturbed(home, state);
+        }
         home.scheduler.clock.tick();
         if home.idle_timer.has_expired(home) && !self.is_due(home) && self.is_alone(home) {
             home.idle_timer.call(home);
         }
         shared.scheduler.sleep.awake();
-        completed
     }
 
-    /// Sleeps until something is due. Returns whether the I/O source has completions.
-    fn sleep_undisturbed(&self, home: &LocalContext, state: SourceState) -> bool {
+    /// Sleeps until something is due. `state` is the state of the I/O source.
+    fn sleep_undisturbed(&self, home: &LocalContext, state: SourceState) {
         let shared = &*self.shared;
         let until = self.next_due();
         if state == SourceState::Idle
@@ -361,16 +356,16 @@ impl AioContext {
         };
         let _span = shared.scheduler.span(Span::Sleep);
         let slept = shared.asleep(home, || match source.as_deref().and_then(in_source) {
-            None => shared.scheduler.clock.sleep_until(until, ask).map(|()| None),
-            Some(slept) => slept.map(Some),
+            None => shared.scheduler.clock.sleep_until(until, ask).map(|()| true),
+            Some(slept) => slept,
         });
         let slept = match slept {
-            // epoll reports a kick until it is polled; without this poll the next sleep would
-            // return immediately.
-            Ok(Some(false)) => ask(Some(Duration::ZERO)).map(|_| false),
-            slept => slept.map(|completed| completed == Some(true)),
+            // Without a completion. epoll reports a kick until it is polled; without this poll the
+            // next sleep would return immediately.
+            Ok(false) => ask(Some(Duration::ZERO)).map(drop),
+            slept => slept.map(drop),
         };
-        slept.unwrap_or_else(|error| panic!("cannot put the loop to sleep: {error}"))
+        slept.unwrap_or_else(|error| panic!("cannot put the loop to sleep: {error}"));
     }
 
     /// Returns the context's current time: that of its virtual clock, if it has one, else the

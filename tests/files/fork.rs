@@ -5,6 +5,8 @@ use std::fs;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use coralio::driver::BackendKind;
 use coralio::fs::Direct;
@@ -190,4 +192,29 @@ fn child_does_not_reap_the_parents_completions() {
             Err(payload) => resume_unwind(payload),
         }
     }
+}
+
+#[test]
+fn child_of_another_threads_fork_allocates_buffers() {
+    // E13: a process forked outside any context, while other threads allocate and free buffers, can
+    // do so too
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    drop(AlignedBuf::new(64 << 10, 4096));
+                }
+            });
+        }
+        for _ in 0..common::scaled(200) {
+            if fork() {
+                // SAFETY: sets a timer, which ends a child that hangs.
+                unsafe { libc::alarm(30) };
+                let buf = AlignedBuf::new(4096, 4096);
+                end_child(buf.iter().all(|&byte| byte == 0));
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
 }

@@ -12,15 +12,20 @@
 //!   a ring registers chunks; a request finds its chunk by its buffer's address
 //! ```
 //!
-//! *The range stays*: it is mapped once, and neither unmapped nor discarded. A ring that has pinned a
-//! page would transfer to that page, no longer to the address.
+//! *The range stays*: its addresses are reserved once. A chunk becomes accessible with its first
+//! allocation, and is neither unmapped nor discarded afterwards: a ring that has pinned a page would
+//! transfer to that page, no longer to the address.
+//!
+//! The lock is held during a `fork`, so that the child finds it free. It is a plain flag, since a
+//! lock that parks threads may not be released in a child without them.
 
 #![allow(unsafe_code)]
 
+use std::cell::UnsafeCell;
+use std::ops::{Deref, DerefMut};
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-
-use parking_lot::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
+use std::{mem, thread};
 
 /// Size of a chunk in bytes, and of the largest allocation.
 pub(crate) const CHUNK: usize = 1 << 20;
@@ -30,73 +35,139 @@ pub(crate) const CHUNKS: usize = 64;
 pub(crate) const PAGE: usize = 4096;
 
 const PAGES_PER_CHUNK: usize = CHUNK / PAGE;
-/// No buffer is less than 64 MiB above this address.
+/// An address that no buffer is less than 64 MiB above, on the 64-bit machines that are supported.
 const NOWHERE: usize = isize::MAX as usize;
 
-/// The address of the range. Relaxed: who has an address in the range has synchronised with the
-/// thread that allocated there.
+/// The address of the range. Relaxed: a thread that has an address in the range has synchronised
+/// with the thread that allocated there.
 static BASE: AtomicUsize = AtomicUsize::new(NOWHERE);
 
-static PAGES: Mutex<Pages> = Mutex::new(Pages {
-    base: None,
-    is_refused: false,
-    used: [[false; PAGES_PER_CHUNK]; CHUNKS],
-    counts: [0; CHUNKS],
-    fresh: 0,
-});
+static PAGES: Pages = Pages { is_locked: AtomicBool::new(false), table: UnsafeCell::new(Table::NEW) };
 
-/// The pages of the range.
+/// The pages of the range, and their lock.
 struct Pages {
-    base: Option<Range>,
-    /// The system did not map the range.
-    is_refused: bool,
-    used: [[bool; PAGES_PER_CHUNK]; CHUNKS],
-    /// Number of used pages of each chunk.
-    counts: [usize; CHUNKS],
-    /// The first of the pages that were never in use, which are zero.
-    fresh: usize,
+    is_locked: AtomicBool,
+    table: UnsafeCell<Table>,
 }
 
-#[derive(Clone, Copy)]
-struct Range(NonNull<u8>);
+// SAFETY: *locked*: the table is accessed only through a guard of the lock.
+unsafe impl Sync for Pages {}
 
-// SAFETY: *the range stays*: an address that is valid on each thread.
-unsafe impl Send for Range {}
+struct Table {
+    /// The address of the range; `None` before the first allocation.
+    base: Option<NonNull<u8>>,
+    /// The system has refused the range.
+    is_refused: bool,
+    chunks: [Chunk; CHUNKS],
+}
+
+struct Chunk {
+    is_accessible: bool,
+    used: [bool; PAGES_PER_CHUNK],
+    /// The first of the pages that were never in use, which are zero.
+    fresh: usize,
+    /// A run of this many unused pages was not found since a page was freed.
+    lacks: usize,
+}
+
+struct Guard<'a>(&'a Pages);
 
 impl Pages {
-    /// Maps the range, with the first allocation.
+    fn lock(&self) -> Guard<'_> {
+        // Acquire pairs with the Release in `unlock`.
+        while self.is_locked.swap(true, Acquire) {
+            thread::yield_now();
+        }
+        Guard(self)
+    }
+
+    fn unlock(&self) {
+        self.is_locked.store(false, Release);
+    }
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        self.0.unlock();
+    }
+}
+
+impl Deref for Guard<'_> {
+    type Target = Table;
+
+    fn deref(&self) -> &Table {
+        // SAFETY: *locked*.
+        unsafe { &*self.0.table.get() }
+    }
+}
+
+impl DerefMut for Guard<'_> {
+    fn deref_mut(&mut self) -> &mut Table {
+        // SAFETY: *locked*.
+        unsafe { &mut *self.0.table.get() }
+    }
+}
+
+extern "C" fn before_fork() {
+    mem::forget(PAGES.lock());
+}
+
+extern "C" fn after_fork() {
+    PAGES.unlock();
+}
+
+impl Table {
+    const NEW: Table = Table { base: None, is_refused: false, chunks: [const { Chunk::NEW }; CHUNKS] };
+
+    /// Returns the address of the range, which the first call reserves.
     fn base(&mut self) -> Option<NonNull<u8>> {
         if self.base.is_none() && !self.is_refused {
-            let (prot, flags) =
-                (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
-            // SAFETY: a new mapping, at an address that the kernel chooses.
-            let base = unsafe { libc::mmap(ptr::null_mut(), CHUNKS * CHUNK, prot, flags, -1, 0) };
-            self.base = NonNull::new(base.cast()).filter(|_| base != libc::MAP_FAILED).map(Range);
-            self.is_refused = self.base.is_none();
-            if let Some(Range(base)) = self.base {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+            // SAFETY: a new mapping, at an address that the kernel chooses; functions that live as
+            // long as the process.
+            let reserved = unsafe {
+                let base = libc::mmap(ptr::null_mut(), CHUNKS * CHUNK, libc::PROT_NONE, flags, -1, 0);
+                let handlers = || libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(after_fork)) == 0;
+                NonNull::new(base.cast()).filter(|_| base != libc::MAP_FAILED && handlers())
+            };
+            self.base = reserved;
+            self.is_refused = reserved.is_none();
+            if let Some(base) = reserved {
                 BASE.store(base.as_ptr().expose_provenance(), Relaxed);
             }
         }
-        self.base.map(|Range(base)| base)
+        self.base
     }
+}
 
-    /// Takes `count` consecutive pages of one chunk. Returns the number of the first one.
+impl Chunk {
+    const NEW: Chunk =
+        Chunk { is_accessible: false, used: [false; PAGES_PER_CHUNK], fresh: 0, lacks: PAGES_PER_CHUNK + 1 };
+
+    /// Takes `count` consecutive pages. Returns the number of the first one.
     fn take(&mut self, count: usize) -> Option<usize> {
-        for (chunk, used) in
-            self.used.iter_mut().enumerate().filter(|(chunk, _)| self.counts[*chunk] + count <= PAGES_PER_CHUNK)
-        {
-            let mut run = 0;
-            for page in 0..PAGES_PER_CHUNK {
-                run = if used[page] { 0 } else { run + 1 };
-                if run == count {
-                    let first = page + 1 - count;
-                    used[first..=page].fill(true);
-                    self.counts[chunk] += count;
-                    return Some(chunk * PAGES_PER_CHUNK + first);
-                }
+        if count >= self.lacks {
+            return None;
+        }
+        let mut run = 0;
+        for page in 0..PAGES_PER_CHUNK {
+            run = if self.used[page] { 0 } else { run + 1 };
+            if run == count {
+                let first = page + 1 - count;
+                self.used[first..=page].fill(true);
+                return Some(first);
             }
         }
+        self.lacks = count;
         None
+    }
+
+    /// Makes the chunk at `start` accessible, if it is not yet. Returns whether it is.
+    fn open(&mut self, start: NonNull<u8>) -> bool {
+        // SAFETY: a chunk of the range, whose pages no allocation has yet.
+        self.is_accessible = self.is_accessible
+            || unsafe { libc::mprotect(start.as_ptr().cast(), CHUNK, libc::PROT_READ | libc::PROT_WRITE) } == 0;
+        self.is_accessible
     }
 }
 
@@ -107,15 +178,23 @@ pub(crate) fn allocate(len: usize) -> Option<NonNull<u8>> {
         return None;
     }
     let count = len.div_ceil(PAGE);
-    let mut pages = PAGES.lock();
-    let base = pages.base()?;
-    let first = pages.take(count)?;
-    let reused = pages.fresh.saturating_sub(first).min(count);
-    pages.fresh = pages.fresh.max(first + count);
-    drop(pages);
-    // SAFETY: the pages lie within the range, and belong to the caller alone.
+    let mut table = PAGES.lock();
+    let base = table.base()?;
+    let (number, first) =
+        table.chunks.iter_mut().enumerate().find_map(|(number, chunk)| Some((number, chunk.take(count)?)))?;
+    let chunk = &mut table.chunks[number];
+    // SAFETY: within the range.
+    let start = unsafe { base.add(number * CHUNK) };
+    if !chunk.open(start) {
+        chunk.used[first..first + count].fill(false);
+        return None;
+    }
+    let reused = chunk.fresh.saturating_sub(first).min(count);
+    chunk.fresh = chunk.fresh.max(first + count);
+    drop(table);
+    // SAFETY: the pages lie within the chunk, and belong to the caller alone.
     unsafe {
-        let start = base.add(first * PAGE);
+        let start = start.add(first * PAGE);
         start.write_bytes(0, reused * PAGE);
         Some(start)
     }
@@ -128,10 +207,10 @@ pub(crate) fn allocate(len: usize) -> Option<NonNull<u8>> {
 /// [`allocate`] has returned `start` for this `len`; the memory is no longer used.
 pub(crate) unsafe fn free(start: NonNull<u8>, len: usize) {
     let first = (start.as_ptr().addr() - BASE.load(Relaxed)) / PAGE;
-    let (chunk, page, count) = (first / PAGES_PER_CHUNK, first % PAGES_PER_CHUNK, len.div_ceil(PAGE));
-    let mut pages = PAGES.lock();
-    pages.used[chunk][page..page + count].fill(false);
-    pages.counts[chunk] -= count;
+    let mut table = PAGES.lock();
+    let chunk = &mut table.chunks[first / PAGES_PER_CHUNK];
+    chunk.used[first % PAGES_PER_CHUNK..][..len.div_ceil(PAGE)].fill(false);
+    chunk.lacks = PAGES_PER_CHUNK + 1;
 }
 
 /// Returns the chunk that contains the memory; `None` if no chunk does.

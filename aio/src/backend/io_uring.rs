@@ -164,8 +164,8 @@ impl IoUring {
     }
 }
 
-// SAFETY: *lent to the kernel*: an entry that was not consumed is taken off the ring before
-// `submit` returns. A consumed one has one completion, which the kernel posts after its last access
+// SAFETY: *lent to the kernel*: an entry that was neither consumed nor deferred is taken off the ring
+// before `submit` returns. A consumed one has one completion, which the kernel posts after its last access
 // to the request's memory. `peek_completion` acquires the writes before that.
 unsafe impl Backend for IoUring {
     const SUBMITS_AT_HOME: bool = true;

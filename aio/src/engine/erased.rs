@@ -226,8 +226,14 @@ impl<B: Backend, G: Guards> EventSource for Engine<B, G> {
         }
         // Often called twice, at the end of an iteration and before a sleep.
         let submits = self.can_submit();
-        if !(submits || self.has_completion() || B::DEFERS && when != Flush::BeforeSleep && self.backend.has_deferred())
-        {
+        let has_deferred = B::DEFERS && self.backend.has_deferred();
+        let is_idle = match when {
+            Flush::Release => !self.deferral.is_holding(),
+            // The sleep submits deferred requests.
+            Flush::BeforeSleep => !submits && !self.has_completion(),
+            _ => !submits && !has_deferred && !self.has_completion(),
+        };
+        if is_idle {
             return false;
         }
         let here = token.at_home();
@@ -240,7 +246,7 @@ impl<B: Backend, G: Guards> EventSource for Engine<B, G> {
         // E2). Nor may a loop that never sleeps delay them forever.
         let plugged = self.plug_depth.load(Ordering::Relaxed) > 0;
         let plugged_rounds = self.plugged_rounds.load(Ordering::Relaxed) + 1;
-        if plugged && when != Flush::BeforeSleep && plugged_rounds < MAX_PLUGGED_ROUNDS {
+        if plugged && !when.precedes_wait() && plugged_rounds < MAX_PLUGGED_ROUNDS {
             self.plugged_rounds.store(plugged_rounds, Ordering::Relaxed);
             return false;
         }
@@ -248,9 +254,12 @@ impl<B: Backend, G: Guards> EventSource for Engine<B, G> {
         if HomeRef::in_child() {
             return false;
         }
+        // A request that could not be deferred to the sleep before is submitted now: none waits for
+        // more than one iteration.
+        let defers = B::DEFERS && submits && !has_deferred && self.deferral.is_expected();
         match (here, when) {
-            (Some(_), Flush::MayHold) if B::DEFERS && submits && self.deferral.hold() => false,
-            (Some(here), Flush::BeforeSleep) if B::DEFERS && submits && self.deferral.is_expected() => {
+            (Some(_), Flush::MayHold) if defers && self.deferral.hold() => false,
+            (Some(here), Flush::BeforeSleep) if defers => {
                 self.defer(here);
                 false
             }
@@ -259,7 +268,10 @@ impl<B: Backend, G: Guards> EventSource for Engine<B, G> {
     }
 
     fn state(&self) -> SourceState {
-        if self.has_completion() {
+        if HomeRef::in_child() {
+            // The ring and its requests are the parent's.
+            SourceState::Idle
+        } else if self.has_completion() {
             SourceState::Ready
         } else if self.can_submit() {
             if B::DEFERS && self.deferral.is_holding() { SourceState::Held } else { SourceState::Ready }

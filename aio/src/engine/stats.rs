@@ -75,10 +75,15 @@ impl SubmitTimer {
         self.limit.store(u64::try_from(limit.as_nanos()).unwrap_or(OFF), Ordering::Relaxed);
     }
 
+    /// Returns whether there is a limit.
+    pub(crate) fn is_on(&self) -> bool {
+        self.limit.load(Ordering::Relaxed) != OFF
+    }
+
     /// Runs one submit, timed if there is a limit.
     #[inline]
     pub(crate) fn time<R>(&self, submit: impl FnOnce() -> R) -> R {
-        if self.limit.load(Ordering::Relaxed) == OFF { submit() } else { self.timed(submit) }
+        if self.is_on() { self.timed(submit) } else { submit() }
     }
 
     #[cold]
@@ -111,7 +116,7 @@ pub struct Stats {
     pub requests: u64,
     /// Requests completed by the kernel.
     pub completions: u64,
-    /// Submit system calls.
+    /// Submit system calls, without those in which the loop sleeps too (io_uring).
     pub submits: u64,
     /// System calls that slept until a completion.
     pub sleeps: u64,

@@ -20,13 +20,16 @@ use super::guards::{Guards, PartialSubmit, may_wedge};
 use super::owner::{LockProof, PollLock};
 use super::stats::add;
 use super::transfer::Request;
-use crate::backend::Backend;
+use crate::backend::{Backend, Operation};
 
-/// The work that submits may do between two iterations of the loop, in units. A request is one unit,
+/// The work after which submits leave the next batch to the loop, in units. A request is one unit,
 /// and one more for each [`BYTES_PER_UNIT`]: on a fast device 0.5 to 1 microseconds of CPU time, so
-/// that other coroutines, timers and sockets wait for at most half a millisecond.
+/// that other coroutines, timers and sockets get their turn after half a millisecond. All requests
+/// of a batch count as the last one.
 const MAX_IMMEDIATE_WORK: u64 = 512;
 const BYTES_PER_UNIT: u64 = 8 << 10;
+/// Assumed length of a vectored request.
+const VECTORED_BYTES: u64 = 128 << 10;
 
 /// Requests not yet accepted by the kernel, in order. Protected by the context's lock: every method
 /// takes its guard.
@@ -170,16 +173,18 @@ impl<B: Backend, G: Guards> Engine<B, G> {
         // submitted alone.
         let full = self.pending.len() >= self.depth as usize;
         let plugged = self.plug_depth.load(Ordering::Relaxed) > 0;
-        if here.is_in_round() && !plugged && B::DEFERS && self.deferral.is_expected() {
+        if B::DEFERS && self.depth == 1 && here.is_in_round() && !plugged && self.deferral.is_expected() {
+            // The loop's sleep submits the only request.
             return true;
         }
-        (here.is_in_round() || plugged) && !(full && self.allow_immediate_submit(attempt.operation.len))
+        (here.is_in_round() || plugged) && !(full && self.allow_immediate_submit(&attempt.operation))
     }
 
-    /// Limits the work of consecutive submits outside the loop's flush, `len` being the length of a
-    /// request in bytes. Where requests complete within submit, coroutines that keep filling the
+    /// Limits the work of consecutive submits outside the loop's flush, `last` being the request that
+    /// fills the queue. Where requests complete within submit, coroutines that keep filling the
     /// queue would otherwise never return to the loop.
-    fn allow_immediate_submit(&self, len: u64) -> bool {
+    fn allow_immediate_submit(&self, last: &Operation) -> bool {
+        let len = if last.opcode.is_vectored() { VECTORED_BYTES } else { last.len };
         let work = self.immediate_work.load(Ordering::Relaxed);
         let added = self.pending.len() as u64 * (1 + len / BYTES_PER_UNIT);
         self.immediate_work.store(work.saturating_add(added), Ordering::Relaxed);
@@ -219,14 +224,15 @@ impl<B: Backend, G: Guards> Engine<B, G> {
         }
         let completed = self.in_flight.load(Ordering::Relaxed) > 0 && self.reap_under(lock, here);
         if B::DEFERS && submits {
-            self.deferral.submitted(completed);
+            // The time of a submit within the sleep would not be that of the submit.
+            self.deferral.submitted(completed || self.submit_timer.is_on());
         }
         completed
     }
 
     /// Passes the deferred requests to the kernel. Called on the home thread, under the lock.
     fn submit_deferred(&self) {
-        if self.backend.has_deferred() {
+        if self.backend.has_deferred() && !HomeRef::in_child() {
             add(&self.counters.submits, 1);
             // SAFETY: there is no new entry. If the kernel consumes none, the next system call
             // offers them again.

@@ -36,9 +36,22 @@ pub enum Flush {
     /// An iteration ends, and the loop will flush again soon: before it sleeps, or at the end of its
     /// next iteration. The source may hold requests back until then, but not twice.
     MayHold,
+    /// The loop will not continue as it has promised with `MayHold`: the source submits the requests
+    /// that it holds back.
+    Release,
+    /// As `BeforeSleep`, but the loop first polls in memory for completions.
+    BeforeBusyPoll,
     /// The loop is about to sleep: the source must not hold back a request whose submission nothing
-    /// else would trigger.
+    /// else would trigger. It may leave requests to its [`sleep`](EventSource::sleep), which submits
+    /// them; or the next call of `flush` does, if something keeps the loop from sleeping.
     BeforeSleep,
+}
+
+impl Flush {
+    /// Returns whether nothing else triggers the submission of requests that a plug holds back.
+    pub fn precedes_wait(self) -> bool {
+        matches!(self, Flush::BeforeBusyPoll | Flush::BeforeSleep)
+    }
 }
 
 /// What an [`EventSource`] needs from the loop, the most urgent first.
@@ -48,9 +61,9 @@ pub enum SourceState {
     Ready,
     /// Requests are held back until the loop flushes before it sleeps.
     Held,
-    /// Requests are in the kernel: the loop sleeps in the source.
+    /// Requests are in flight: the loop sleeps in the source.
     Waiting,
-    /// No request is in the kernel or waiting to be submitted, so no completion will come.
+    /// No request is in flight or waiting to be submitted, so no completion will come.
     Idle,
 }
 

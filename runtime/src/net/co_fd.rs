@@ -165,6 +165,36 @@ impl<S: AsFd> CoFd<S> {
         CoFd::register(inner, socket_type)
     }
 
+    /// Declares that the peer of this Unix stream socket sends bytes only: no descriptors, nor, if the
+    /// socket has `SO_PASSCRED`, data of several processes. A read that returns less than its buffer
+    /// holds then shows that the socket is drained, as it does for TCP, which saves a system call per
+    /// wait. No effect on other descriptors.
+    ///
+    /// If the peer sends a descriptor after all, a later read may wait until the peer has sent more
+    /// data, although there is some.
+    ///
+    /// ```
+    /// use coralio::net::UnixStream;
+    /// use coralio::spawn;
+    /// use std::io::{Read, Write};
+    ///
+    /// coralio::run(|| {
+    ///     let (mut near, mut far) = UnixStream::pair()?;
+    ///     far.assume_bytes_only();
+    ///     let reader = spawn(move || far.read(&mut [0; 4096]));
+    ///     near.write_all(b"hello")?;
+    ///     assert_eq!(reader.join().unwrap()?, 5);
+    ///     Ok::<_, std::io::Error>(())
+    /// })
+    /// # .unwrap();
+    /// ```
+    pub fn assume_bytes_only(&self) {
+        let is_unix = || matches!(socket_domain(self.inner.as_fd()), Ok(AddressFamily::UNIX));
+        if self.is_stream() && is_unix() {
+            self.short_reads_drain.set(true);
+        }
+    }
+
     /// As `from_sole_handle`, for a descriptor of this type that is non-blocking already.
     #[track_caller]
     pub(super) fn register(inner: S, socket_type: Option<SocketType>) -> io::Result<CoFd<S>> {
@@ -205,33 +235,6 @@ impl<S> CoFd<S> {
         let CoFd { watch, inner, .. } = self;
         drop(watch);
         inner
-    }
-
-    /// Declares that the peer of this Unix stream socket sends bytes only: no descriptors or
-    /// credentials. A read that returns less than its buffer holds then shows that the socket is
-    /// drained, as it does for TCP, which saves a system call per wait. No effect on other
-    /// descriptors.
-    ///
-    /// If the peer sends a descriptor after all, a later read may wait until the peer has sent more
-    /// data, although there is some.
-    ///
-    /// ```
-    /// use coralio::net::UnixStream;
-    /// use coralio::spawn;
-    /// use std::io::{Read, Write};
-    ///
-    /// coralio::run(|| {
-    ///     let (mut near, mut far) = UnixStream::pair()?;
-    ///     far.assume_bytes_only();
-    ///     let reader = spawn(move || far.read(&mut [0; 4096]));
-    ///     near.write_all(b"hello")?;
-    ///     assert_eq!(reader.join().unwrap()?, 5);
-    ///     Ok::<_, std::io::Error>(())
-    /// })
-    /// # .unwrap();
-    /// ```
-    pub fn assume_bytes_only(&self) {
-        self.short_reads_drain.set(self.is_stream());
     }
 
     /// Waits until a read is worth trying: there may be data, end of file, or an error.

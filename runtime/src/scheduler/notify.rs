@@ -70,6 +70,13 @@ impl NotifyState {
         self.state.store(AWAKE, Ordering::Relaxed);
     }
 
+    /// Loop side: returns whether the loop has not announced a sleep, or has ended it since.
+    ///
+    /// Relaxed: only this thread stores `AWAKE`.
+    pub(crate) fn is_awake(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == AWAKE
+    }
+
     /// Other side, after queueing work. Returns whether the caller must kick the loop.
     pub(crate) fn needs_kick(&self) -> bool {
         // Pairs with the fence in `going_to_sleep`.

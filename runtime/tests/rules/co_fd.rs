@@ -125,6 +125,33 @@ fn short_read_needs_no_second_check() {
 }
 
 #[test]
+fn unix_socket_whose_peer_sends_bytes_only_needs_no_second_check() {
+    // X4: as a TCP stream; otherwise a short read of a Unix socket shows nothing
+    for (bytes_only, calls) in [(true, 1), (false, 2)] {
+        AioContext::run(|ctx| {
+            let (ours, mut theirs) = pair();
+            if bytes_only {
+                ours.assume_bytes_only();
+            }
+            theirs.write_all(b"abc").unwrap();
+            let task = spawn(move || {
+                let mut room = [0; 8];
+                assert_eq!((&*ours).read(&mut room).unwrap(), 3);
+                let calls = Cell::new(0);
+                let second = ours.read_with(|mut stream| {
+                    calls.set(calls.get() + 1);
+                    stream.read(&mut room)
+                });
+                (second.unwrap(), calls.get())
+            });
+            while ctx.poll(false) {}
+            theirs.write_all(b"de").unwrap();
+            assert_eq!(task.join().unwrap(), (2, calls));
+        });
+    }
+}
+
+#[test]
 fn read_stops_early_at_urgent_data_or_a_message() {
     // X4: a read may return less than there is: at the mark of urgent data, or in a Unix socket at
     // credentials or descriptors. What follows is read without a further edge

@@ -6,13 +6,15 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use crate::common::{Log, Sleeper, panic_of};
-use coralio_runtime::{AioContext, Coroutine, EventSource, Interest, suspend};
+use coralio_runtime::{
+    AioContext, Coroutine, EventSource, Flush, HomeToken, Interest, LoopToken, SourceState, suspend,
+};
 
 #[test]
 fn blocking_poll_sleeps_until_work_is_due() {
@@ -33,6 +35,64 @@ fn blocking_poll_sleeps_until_work_is_due() {
 /// Gives the context an engine that sleeps by calling `how`.
 fn sleeps(ctx: &AioContext, how: impl Fn(BorrowedFd<'_>) + Send + Sync + 'static) {
     ctx.attach(Arc::new(Sleeper { idle: true, how: move |other: BorrowedFd<'_>, _| how(other) })).unwrap();
+}
+
+/// An engine to which another thread adds a completion while the loop asks for its state, at the
+/// call with this number.
+struct CompletedMeanwhile {
+    context: AioContext,
+    at: usize,
+    calls: AtomicUsize,
+    completed: AtomicBool,
+}
+
+impl EventSource for CompletedMeanwhile {
+    fn dispatch(&self, _token: LoopToken<'_>) -> bool {
+        self.completed.swap(false, Ordering::Relaxed)
+    }
+
+    fn flush(&self, _token: LoopToken<'_>, _when: Flush) -> bool {
+        false
+    }
+
+    fn state(&self) -> SourceState {
+        let state = if self.completed.load(Ordering::Relaxed) { SourceState::Ready } else { SourceState::Waiting };
+        if self.calls.fetch_add(1, Ordering::Relaxed) == self.at {
+            let complete = || {
+                self.completed.store(true, Ordering::Relaxed);
+                self.context.wake_loop();
+            };
+            thread::scope(|scope| scope.spawn(complete).join().unwrap());
+        }
+        state
+    }
+
+    fn describe(&self) -> String {
+        String::new()
+    }
+
+    fn sleep(&self, _: HomeToken<'_>, other: BorrowedFd<'_>, _: Option<Duration>) -> Option<io::Result<bool>> {
+        let mut fd = libc::pollfd { fd: other.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one pollfd, alive during the call.
+        let is_kicked = unsafe { libc::poll(&mut fd, 1, 0) } == 1;
+        let completed = self.completed.swap(true, Ordering::Relaxed);
+        assert!(!completed || is_kicked, "the loop sleeps although there is a completion");
+        Some(Ok(true))
+    }
+}
+
+#[test]
+fn completion_that_arrives_before_the_sleep_is_not_missed() {
+    // X6: an engine publishes a completion and then wakes the loop; the loop announces its sleep and
+    // then asks the engine
+    for at in 0..5 {
+        AioContext::run(|context| {
+            let (calls, completed) = (AtomicUsize::new(0), AtomicBool::new(false));
+            let engine = CompletedMeanwhile { context: context.clone(), at, calls, completed };
+            context.attach(Arc::new(engine)).unwrap();
+            assert!(context.poll(true), "call {at}");
+        });
+    }
 }
 
 #[test]

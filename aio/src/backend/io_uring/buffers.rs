@@ -5,6 +5,7 @@
 //! the request that makes it worthwhile. Pinned pages count towards the user's limit on locked
 //! memory: where that is exhausted, requests use plain addresses.
 
+use std::process;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
@@ -24,11 +25,13 @@ pub(super) struct Buffers {
     chunks: [AtomicU8; CHUNKS],
     /// Whether the ring has a table.
     has_table: OnceLock<bool>,
+    /// The process that created the ring. A forked child has other pages at these addresses.
+    process: u32,
 }
 
 impl Buffers {
     pub(super) fn new() -> Buffers {
-        Buffers { chunks: [const { AtomicU8::new(0) }; CHUNKS], has_table: OnceLock::new() }
+        Buffers { chunks: [const { AtomicU8::new(0) }; CHUNKS], has_table: OnceLock::new(), process: process::id() }
     }
 
     /// Returns the number of the registered chunk that contains the memory of a request that is about
@@ -59,7 +62,8 @@ impl Buffers {
         let submitter = ring.submitter();
         let create = || submitter.register_buffers_sparse(CHUNKS as u32).is_ok();
         // SAFETY: *the range stays*.
-        *self.has_table.get_or_init(create)
+        process::id() == self.process
+            && *self.has_table.get_or_init(create)
             && unsafe { submitter.register_buffers_update(chunk as u32, &[arena::chunk(chunk)], None) }.is_ok()
     }
 }
