@@ -152,7 +152,8 @@ pub fn block_on<F: IntoFuture>(future: F) -> Result<F::Output, Cancelled> {
                 output = look();
                 output.is_some()
             });
-            Ok(output.expect("the loop ran until there was one"))
+            // The loop ran until there was one.
+            output.ok_or(Cancelled)
         }
         None => loop {
             if let Some(output) = look() {

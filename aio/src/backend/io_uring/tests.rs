@@ -339,7 +339,8 @@ fn deferred_entries_are_submitted_by_the_next_call() {
         // SAFETY: the buffer outlives the requests, and this thread alone uses the backend.
         unsafe { backend.defer(entries) }
     };
-    let ways: [(&str, &dyn Fn(&IoUring)); 4] = [
+    type Way<'a> = (&'a str, &'a dyn Fn(&IoUring));
+    let ways: [Way<'_>; 4] = [
         ("submit nothing", &|backend| assert_eq!(submit(backend, &mut []).unwrap(), 0)),
         ("submit another", &|backend| assert_eq!(submit(backend, &mut [write(backend, 8, 1)]).unwrap(), 1)),
         ("sleep in place", &|backend| wait(backend, None, None).unwrap()),
