@@ -127,6 +127,9 @@ impl Table {
             // long as the process.
             let reserved = unsafe {
                 let base = libc::mmap(ptr::null_mut(), CHUNKS * CHUNK, libc::PROT_NONE, flags, -1, 0);
+                // A small buffer must not take a huge page. Fails without the mapping, or without
+                // huge pages.
+                libc::madvise(base, CHUNKS * CHUNK, libc::MADV_NOHUGEPAGE);
                 let handlers = || libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(after_fork)) == 0;
                 NonNull::new(base.cast()).filter(|_| base != libc::MAP_FAILED && handlers())
             };
