@@ -158,19 +158,21 @@ fn blocking_page_cache_reads_go_to_a_thread() {
         //
         // SAFETY: takes no pointers.
         let advise = |advice| unsafe { libc::posix_fadvise(file.as_fd().as_raw_fd(), 0, 0, advice) };
-        assert_eq!((advise(libc::POSIX_FADV_DONTNEED), advise(libc::POSIX_FADV_RANDOM)), (0, 0));
-        let (all, on_threads) = requests(|| {
+        assert_eq!(advise(libc::POSIX_FADV_RANDOM), 0);
+        let read_all = || {
             let mut buf = vec![0; 4096];
             for at in (0..1 << 20).step_by(1 << 16) {
                 file.read_exact_at(&mut buf, at).unwrap();
                 assert!(buf.iter().all(|&byte| byte == 7));
             }
-        });
-        // A fast disk may have fetched a page before the read is retried.
-        assert!(
-            all >= 16 && on_threads > 0,
-            "of {all} reads after the cache was dropped, {on_threads} went to threads"
-        );
+        };
+        // The kernel keeps pages that are in use elsewhere, and a fast disk may have fetched a page
+        // before the read is retried: so a few attempts.
+        let went_to_a_thread = |_| {
+            assert_eq!(advise(libc::POSIX_FADV_DONTNEED), 0);
+            requests(read_all).1 > 0
+        };
+        assert!((0..100).any(went_to_a_thread), "no read after the cache was dropped went to a thread");
     });
 }
 
