@@ -237,13 +237,10 @@ impl EventSource for Driver {
     }
 
     fn flush(&self, token: LoopToken<'_>, when: Flush) -> bool {
-        let Some(memory) = self.memory_engine() else {
-            return self.engine.flush(token, when)
-                | self.on_threads().is_some_and(|fallback| fallback.flush(token, when));
-        };
-        let mut progress = memory.flush(token, when);
+        let memory = self.memory_engine();
+        let mut progress = memory.is_some_and(|memory| memory.flush(token, when));
         // The loop will sleep in `memory`, which does not submit the requests of `engine`.
-        let sleeps_elsewhere = when == Flush::BeforeSleep && memory.in_flight() > 0;
+        let sleeps_elsewhere = when == Flush::BeforeSleep && memory.is_some_and(|memory| memory.in_flight() > 0);
         progress |= self.engine.flush(token, if sleeps_elsewhere { Flush::BeforeBusyPoll } else { when });
         self.on_threads().is_some_and(|fallback| fallback.flush(token, when)) || progress
     }

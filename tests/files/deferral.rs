@@ -20,6 +20,19 @@ fn reader(engine: &Arc<Engine<IoUring>>, never: &Never, count: usize) -> JoinHan
     spawn(move || (0..count).for_each(|_| assert_eq!(never.read(&engine), 1)))
 }
 
+/// Starts a thread that completes each of `count` reads when it is in flight.
+fn signal_each(engine: &Arc<Engine<IoUring>>, never: &Never, count: u64) -> thread::JoinHandle<()> {
+    let (engine, never) = (Arc::clone(engine), never.clone());
+    thread::spawn(move || {
+        for number in 0..count {
+            while (engine.stats().completions, engine.stats().in_flight) != (number, 1) {
+                thread::yield_now();
+            }
+            never.signal();
+        }
+    })
+}
+
 /// Completes one read, after which the engine expects that reads wait.
 fn teach(context: &AioContext, engine: &Arc<Engine<IoUring>>, never: &Never) {
     let reader = reader(engine, never, 1);
@@ -36,15 +49,7 @@ fn sleep_submits_requests_that_wait() {
     let never = Never::new();
     with_engine(|_, engine| {
         const READS: usize = 129;
-        let (watched, signalled) = (Arc::clone(engine), never.clone());
-        let signals = thread::spawn(move || {
-            for number in 0..READS as u64 {
-                while (watched.stats().completions, watched.stats().in_flight) != (number, 1) {
-                    thread::yield_now();
-                }
-                signalled.signal();
-            }
-        });
+        let signals = signal_each(engine, &never, READS as u64);
         reader(engine, &never, READS).join().unwrap();
         let stats = engine.stats();
         assert_eq!((stats.completions, stats.submits), (READS as u64, 3));
@@ -170,13 +175,13 @@ fn completion_on_the_ring_does_not_hide_a_held_request() {
         teach(context, engine, &never);
         let first = reader(engine, &never, 1);
         context.poll(false);
-        let (later, engine_of_later) = (Never::new(), Arc::clone(engine));
+        let later = Never::new();
         // Ends in the iteration in which `second` makes its request, after the first one's
         // completion has arrived.
         let second = reader(engine, &later, 1);
         let completes = never.clone();
         spawn(move || completes.signal()).join().unwrap();
-        let stats = engine_of_later.stats();
+        let stats = engine.stats();
         assert_eq!(stats.pending, 0, "{stats:?}");
         later.signal();
         [first, second].into_iter().for_each(|reader| reader.join().unwrap());
@@ -218,15 +223,7 @@ fn busy_polling_loop_submits_first() {
     with_engine(|context, engine| {
         const READS: u64 = 20;
         context.set_busy_poll_max(Duration::from_micros(50));
-        let (watched, signalled) = (Arc::clone(engine), never.clone());
-        let signals = thread::spawn(move || {
-            for number in 0..READS {
-                while (watched.stats().completions, watched.stats().in_flight) != (number, 1) {
-                    thread::yield_now();
-                }
-                signalled.signal();
-            }
-        });
+        let signals = signal_each(engine, &never, READS);
         reader(engine, &never, READS as usize).join().unwrap();
         assert_eq!(engine.stats().submits, READS);
         signals.join().unwrap();

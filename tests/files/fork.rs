@@ -198,6 +198,13 @@ fn child_does_not_reap_the_parents_completions() {
 fn child_of_another_threads_fork_allocates_buffers() {
     // E13: a process forked outside any context, while other threads allocate and free buffers, can
     // do so too
+    /// Ends the threads, also after a failure.
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         for _ in 0..2 {
@@ -207,14 +214,14 @@ fn child_of_another_threads_fork_allocates_buffers() {
                 }
             });
         }
+        let _stop = Stop(&stop);
         for _ in 0..common::scaled(200) {
             if fork() {
                 // SAFETY: sets a timer, which ends a child that hangs.
-                unsafe { libc::alarm(30) };
+                unsafe { libc::alarm(20) };
                 let buf = AlignedBuf::new(4096, 4096);
                 end_child(buf.iter().all(|&byte| byte == 0));
             }
         }
-        stop.store(true, Ordering::Relaxed);
     });
 }

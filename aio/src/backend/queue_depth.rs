@@ -12,8 +12,8 @@ use super::Backend;
 /// `fs.aio-max-nr`, which applies to the whole machine.
 pub(super) const MAX_DEPTH: u32 = 32768;
 
-/// Counts the requests that are submitted or deferred, and not yet committed. Changed under the context's lock,
-/// with plain loads and stores.
+/// Counts the requests that are submitted or deferred, and not yet committed. Changed under the
+/// context's lock, with plain loads and stores.
 #[derive(Debug)]
 pub(super) struct InFlight {
     depth: u32,

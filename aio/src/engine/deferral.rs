@@ -52,7 +52,7 @@ impl Deferral {
 
     /// Returns whether to hold the pending requests back until the next flush: not twice.
     pub(super) fn hold(&self) -> bool {
-        let holds = self.is_expected() && !self.holds.load(Relaxed);
+        let holds = !self.holds.load(Relaxed);
         self.holds.store(holds, Relaxed);
         holds
     }
