@@ -29,6 +29,7 @@ mod queue_depth;
 pub mod scripted;
 pub mod simulated;
 mod sys;
+pub(crate) mod system_call;
 pub mod thread_pool;
 
 /// The operation of a request.
@@ -79,6 +80,17 @@ pub struct Operation {
     pub len: u64,
     /// Offset in the file, in bytes; 0 for syncs.
     pub offset: u64,
+}
+
+impl Operation {
+    /// Returns the work of the request on a fast device, in units of 0.5 to 1 microseconds of CPU time.
+    pub(crate) fn work(&self) -> u64 {
+        const BYTES_PER_UNIT: u64 = 8 << 10;
+        /// Assumed length of a vectored request.
+        const VECTORED_BYTES: u64 = 128 << 10;
+        let len = if self.opcode.is_vectored() { VECTORED_BYTES } else { self.len };
+        1 + len / BYTES_PER_UNIT
+    }
 }
 
 /// A request in the form that the backends without a kernel interface of their own take.

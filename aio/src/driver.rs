@@ -1,9 +1,8 @@
-//! The I/O of one context: which engine serves which file, and which requests go to threads.
+//! The I/O of one context: its engine, and the threads for requests that would block that engine.
 //!
 //! ```text
 //!   BackendKind::Auto where io_uring is allowed
-//!     a file on disk    ------------------->  engine: io_uring
-//!     a file on tmpfs   ------------------->  memory: native AIO, created when first needed
+//!     all requests      ------------------->  engine: io_uring
 //!
 //!   BackendKind::Auto elsewhere
 //!     direct or page-cached     ----------->  engine: native AIO, refuses blocking requests  --+
@@ -12,9 +11,12 @@
 //!         +-------------------------------->  fallback: threads, created when first needed  <--+
 //! ```
 //!
-//! The loop sees the engines as one event source. It sleeps in the first engine; the fallback ends
-//! that sleep through the context's notifier. io_uring needs no fallback, since its own workers
-//! perform requests that would block its submit; nor do threads.
+//! Under `Auto`, requests that do not wait for a device are performed in place before all that, see
+//! [`in_place`](crate::engine::in_place).
+//!
+//! The loop sees both engines as one event source. It sleeps in the first; the fallback ends that
+//! sleep through the context's notifier. io_uring needs no fallback, since its own workers perform
+//! requests that would block its submit; nor do threads.
 
 #![allow(unsafe_code)]
 
@@ -34,11 +36,9 @@ use crate::engine::erased::ErasedEngine;
 use crate::engine::guards::Guards;
 use crate::engine::stats::add;
 use crate::engine::transfer::{Request, submit_and_wait};
-use memory::MemoryEngine;
 
 pub(crate) mod choice;
 mod detach;
-mod memory;
 pub(crate) mod unblock;
 
 pub use crate::engine::plug::Plug;
@@ -56,10 +56,8 @@ pub const DEFAULT_QUEUE_DEPTH: u32 = 64;
 
 /// See the module documentation.
 pub(crate) struct Driver {
-    /// The engine that files use, unless `memory` serves them.
+    /// The engine that files use.
     pub(crate) engine: Arc<dyn ErasedEngine>,
-    /// The engine of files on tmpfs, if another one than `engine` is faster there.
-    memory: Option<MemoryEngine>,
     /// `None` if no request would block `engine` in submit.
     pub(crate) fallback: Option<Fallback>,
     /// `None` if the backend is simulated, or a test's own.
@@ -102,10 +100,9 @@ impl Driver {
     /// Attaches a driver to this thread's context.
     pub(crate) fn attach(choice: BackendKind, depth: u32) -> io::Result<Arc<Driver>> {
         let (engine, chosen) = choice::named(choice, depth)?;
-        let is_auto = |backend| choice == BackendKind::Auto && chosen.backend() == backend;
-        let memory = is_auto(BackendKind::Uring).then(|| MemoryEngine::new(depth));
-        let fallback = is_auto(BackendKind::Aio).then(|| Fallback::new(depth));
-        Driver { engine, memory, fallback, chosen: Some(chosen), simulated: None }.attach_to_this_context()
+        let would_block = chosen.is_auto() && chosen.backend() == BackendKind::Aio;
+        let fallback = would_block.then(|| Fallback::new(depth));
+        Driver { engine, fallback, chosen: Some(chosen), simulated: None }.attach_to_this_context()
     }
 
     /// Attaches a driver with an engine of a test's own, or a simulated one, to this thread's
@@ -114,7 +111,7 @@ impl Driver {
         engine: Arc<dyn ErasedEngine>,
         simulated: Option<SimulatedBackend>,
     ) -> io::Result<Arc<Driver>> {
-        Driver { engine, memory: None, fallback: None, chosen: None, simulated }.attach_to_this_context()
+        Driver { engine, fallback: None, chosen: None, simulated }.attach_to_this_context()
     }
 
     fn attach_to_this_context(self) -> io::Result<Arc<Driver>> {
@@ -150,7 +147,6 @@ impl Driver {
     /// counts once.
     pub(crate) fn stats(&self) -> Stats {
         let mut all = self.engine.stats();
-        self.memory_engine().into_iter().for_each(|memory| all.add(memory.stats()));
         if let Some(fallback) = &self.fallback {
             let offloaded = self.on_threads().map(Engine::stats).unwrap_or_default();
             all.add(offloaded);
@@ -185,26 +181,18 @@ impl Driver {
 
     fn engines(&self) -> impl Iterator<Item = &dyn ErasedEngine> {
         let on_threads = self.on_threads().map(|engine| engine as &dyn ErasedEngine);
-        std::iter::once(&*self.engine).chain(self.memory_engine().map(|engine| &**engine)).chain(on_threads)
+        std::iter::once(&*self.engine).chain(on_threads)
     }
 
-    /// Returns the engine of files on tmpfs (`in_memory`) or elsewhere.
-    pub(crate) fn engine_for(&self, in_memory: bool) -> &Arc<dyn ErasedEngine> {
-        let memory = self.memory.as_ref().filter(|_| in_memory).and_then(MemoryEngine::get_or_create);
-        memory.unwrap_or(&self.engine)
+    /// Returns whether the user left the choice of backends to this crate.
+    pub(crate) fn is_auto(&self) -> bool {
+        self.chosen.as_ref().is_some_and(SelectedBackend::is_auto)
     }
 
-    /// Returns how the backend was chosen for files that `engine` serves; `None` if `engine` does
-    /// not belong to this driver, is simulated, or is a test's own.
-    pub(crate) fn chosen_for(&self, engine: &Arc<dyn ErasedEngine>) -> Option<SelectedBackend> {
-        if self.memory_engine().is_some_and(|memory| Arc::ptr_eq(memory, engine)) {
-            return Some(SelectedBackend::on_tmpfs());
-        }
-        self.chosen.as_ref().filter(|_| Arc::ptr_eq(&self.engine, engine)).map(SelectedBackend::of_file)
-    }
-
-    fn memory_engine(&self) -> Option<&Arc<dyn ErasedEngine>> {
-        self.memory.as_ref()?.engine()
+    /// Returns how the backend was chosen, if `engine` is this driver's; `None` if it is simulated, or
+    /// a test's own.
+    pub(crate) fn chosen_for(&self, engine: &Arc<dyn ErasedEngine>) -> Option<&SelectedBackend> {
+        self.chosen.as_ref().filter(|_| Arc::ptr_eq(&self.engine, engine))
     }
 }
 
@@ -229,37 +217,24 @@ impl<B: Backend, G: Guards> Engine<B, G> {
 
 impl EventSource for Driver {
     fn dispatch(&self, token: LoopToken<'_>) -> bool {
-        let mut progress = self.engine.dispatch(token);
-        if let Some(memory) = self.memory_engine() {
-            progress |= memory.dispatch(token);
-        }
+        let progress = self.engine.dispatch(token);
         self.on_threads().is_some_and(|fallback| fallback.dispatch(token)) || progress
     }
 
     fn flush(&self, token: LoopToken<'_>, when: Flush) -> bool {
-        let memory = self.memory_engine();
-        let mut progress = memory.is_some_and(|memory| memory.flush(token, when));
-        // The loop will sleep in `memory`, which does not submit the requests of `engine`.
-        let sleeps_elsewhere = when == Flush::BeforeSleep && memory.is_some_and(|memory| memory.in_flight() > 0);
-        progress |= self.engine.flush(token, if sleeps_elsewhere { Flush::BeforeBusyPoll } else { when });
+        let progress = self.engine.flush(token, when);
         self.on_threads().is_some_and(|fallback| fallback.flush(token, when)) || progress
     }
 
     fn state(&self) -> SourceState {
-        let memory = self.memory_engine().map_or(SourceState::Idle, |memory| memory.state());
         let fallback = self.on_threads().map_or(SourceState::Idle, |fallback| fallback.state());
-        self.engine.state().min(memory).min(fallback)
+        self.engine.state().min(fallback)
     }
 
     fn describe(&self) -> String {
-        let mut description = self.engine.describe();
-        for (files, engine) in [
-            ("on tmpfs", self.memory_engine().map(|engine| engine.describe())),
-            ("on threads", self.on_threads().map(|engine| engine.describe())),
-        ] {
-            engine.into_iter().for_each(|engine| description += &format!("; {files}: {engine}"));
-        }
-        description
+        let engine = self.engine.describe();
+        let fallback = self.on_threads().map(|fallback| format!("; on threads: {}", fallback.describe()));
+        engine + &fallback.unwrap_or_default()
     }
 
     fn sleep(
@@ -268,11 +243,6 @@ impl EventSource for Driver {
         other: BorrowedFd<'_>,
         timeout: Option<Duration>,
     ) -> Option<io::Result<bool>> {
-        if let Some(memory) = &self.memory {
-            if let Some(slept) = memory.sleep(token, other, timeout) {
-                return Some(slept);
-            }
-        }
         // A completion of the fallback makes `other` readable.
         self.engine.sleep(token, other, timeout)
     }
@@ -299,8 +269,8 @@ pub fn stats() -> Stats {
 /// use coralio::RuntimeBuilder;
 /// use coralio::driver::selected_backend;
 ///
-/// // "io_uring, with native AIO for files on tmpfs", or "native AIO, with threads for requests that
-/// // would block it: io_uring was refused: .."
+/// // "io_uring", or "native AIO, with threads for requests that would block it: io_uring was
+/// // refused: .."
 /// RuntimeBuilder::new().run(|| println!("{}", selected_backend().unwrap()))?;
 /// # std::io::Result::Ok(())
 /// ```
@@ -319,5 +289,5 @@ pub fn selected_backend() -> Option<SelectedBackend> {
 /// Outside a context.
 pub fn plug() -> io::Result<Plug> {
     let driver = Driver::of_this_context()?;
-    Ok(Plug::new(Arc::clone(&driver.engine), driver.memory_engine().cloned()))
+    Ok(Plug::new(Arc::clone(&driver.engine)))
 }

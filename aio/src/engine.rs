@@ -33,6 +33,7 @@ use coralio_runtime::{AioContext, Cancelled, check_cancelled};
 
 use deferral::Deferral;
 use guards::{AllGuards, Guards, PartialSubmit, may_wedge};
+use in_place::InPlace;
 use owner::Owner;
 use request::{Requests, Slot};
 use stats::{Counters, Detour, Stats, SubmitTimer, add};
@@ -42,6 +43,7 @@ use transfer::{Request, submit_and_wait};
 mod deferral;
 pub(crate) mod erased;
 pub mod guards;
+pub(crate) mod in_place;
 mod owner;
 pub(crate) mod plug;
 mod reap;
@@ -84,6 +86,7 @@ pub struct Engine<B: Backend, G: Guards = AllGuards> {
     /// unless nothing is in flight.
     blocked: AtomicBool,
     deferral: Deferral,
+    in_place: InPlace,
     counters: Counters,
     submit_timer: SubmitTimer,
     _guards: PhantomData<G>,
@@ -114,6 +117,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
             plugged_rounds: AtomicU32::new(0),
             blocked: AtomicBool::new(false),
             deferral: Deferral::default(),
+            in_place: InPlace::default(),
             counters: Counters::default(),
             submit_timer: SubmitTimer::new(),
             _guards: PhantomData,
@@ -248,14 +252,16 @@ impl<B: Backend, G: Guards> Engine<B, G> {
         let _guard = self.owner.acquire();
         let in_flight = self.in_flight.load(Ordering::Relaxed);
         let pending = self.pending.len() as u32;
+        let in_place = self.in_place.requests.load(Ordering::Relaxed);
         Stats {
-            requests: self.taken() + u64::from(pending) + self.counters.refused.load(Ordering::Relaxed),
-            completions: self.counters.completions.load(Ordering::Relaxed),
+            requests: self.taken() + u64::from(pending) + self.counters.refused.load(Ordering::Relaxed) + in_place,
+            completions: self.counters.completions.load(Ordering::Relaxed) + in_place,
             submits: self.counters.submits.load(Ordering::Relaxed),
             sleeps: self.counters.sleeps.load(Ordering::Relaxed),
             in_flight,
             pending,
             offloaded: 0,
+            in_place,
             slow_submits: self.submit_timer.over_threshold(),
             max_submit_time: self.submit_timer.longest(),
             bounced: self.counters.detour(Detour::Bounced).load(Ordering::Relaxed),

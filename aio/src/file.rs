@@ -118,13 +118,12 @@ pub struct File {
     _home: PhantomData<*const ()>,
 }
 
-/// The engine that serves a file, and the driver if requests may need its fallback.
+/// The engine that serves a file, and its driver unless the engine is a test's own.
 type Served = (Arc<dyn ErasedEngine>, Option<Arc<Driver>>);
 
-/// Returns this context's engine for files on tmpfs (`in_memory`) or elsewhere; creates it if there
-/// is none.
-fn served_here(in_memory: bool) -> io::Result<Served> {
-    Driver::of_this_context().map(|driver| (Arc::clone(driver.engine_for(in_memory)), Some(driver)))
+/// Returns this context's engine; creates it if there is none.
+fn served_here() -> io::Result<Served> {
+    Driver::of_this_context().map(|driver| (Arc::clone(&driver.engine), Some(driver)))
 }
 
 /// Fails for a kind of file that has no offsets.
@@ -198,10 +197,10 @@ impl File {
     ///
     /// As [`from_fd`](File::from_fd).
     pub fn with_engine<B: Backend, G: Guards>(engine: &Arc<Engine<B, G>>, fd: OwnedFd) -> io::Result<File> {
-        File::new(Opened::new(fd)?, false, |_| Ok((Arc::clone(engine) as _, None)))
+        File::new(Opened::new(fd)?, false, || Ok((Arc::clone(engine) as _, None)))
     }
 
-    fn new(opened: Opened, may_cache: bool, engine: impl FnOnce(bool) -> io::Result<Served>) -> io::Result<File> {
+    fn new(opened: Opened, may_cache: bool, engine: impl FnOnce() -> io::Result<Served>) -> io::Result<File> {
         let Opened { fd, flags, facts } = opened;
         match facts.kind {
             FileType::Directory => return Err(io::Error::from_raw_os_error(libc::EISDIR)),
@@ -212,9 +211,10 @@ impl File {
         let direct = flags.contains(OFlags::DIRECT);
         let alignment = if direct { facts.alignment } else { Alignment::ANY };
         let in_memory = facts.kind == FileType::RegularFile && facts.file_system == FileSystem::Memory;
-        let (engine, driver) = engine(in_memory)?;
-        let route = FileRoutes::new(driver.as_ref(), in_memory, direct, flags.contains(OFlags::APPEND));
-        let (fd, order) = (Handle::real(&engine, fd), WriteOrder::of(facts.inode));
+        let (engine, driver) = engine()?;
+        let route = FileRoutes::new(driver.as_ref(), in_memory);
+        let fd = Handle::real(&engine, fd, route.table(direct, flags.contains(OFlags::APPEND)));
+        let order = WriteOrder::of(facts.inode);
         let stats_at_once = facts.stats_at_once();
         Ok(File { stats_at_once, ..File::assemble(fd, may_cache, direct, alignment, engine, route, order) })
     }
@@ -225,9 +225,9 @@ impl File {
         let is_direct = direct != Direct::Never;
         let alignment = if is_direct { Alignment { memory: sector, block: sector } } else { Alignment::ANY };
         let order = WriteOrder::of(backend.inode(number));
-        let (fd, may_cache) = (Handle::simulated(backend, number), direct != Direct::Always);
+        let (fd, may_cache) = (Handle::simulated(backend, number, is_direct), direct != Direct::Always);
         let engine = Arc::clone(&driver.engine);
-        File::assemble(fd, may_cache, is_direct, alignment, engine, FileRoutes::only_primary(is_direct), order)
+        File::assemble(fd, may_cache, is_direct, alignment, engine, FileRoutes::new(None, false), order)
     }
 
     fn assemble(
@@ -454,7 +454,9 @@ impl File {
     /// # std::io::Result::Ok(())
     /// ```
     pub fn backend(&self) -> Option<SelectedBackend> {
-        Driver::current()?.chosen_for(&self.engine)
+        let driver = Driver::current()?;
+        let chosen = driver.chosen_for(&self.engine)?;
+        Some(if self.route.are_in_place() { chosen.on_tmpfs() } else { chosen.clone() })
     }
 
     /// Returns whether requests with aligned offset and length bypass the page cache.

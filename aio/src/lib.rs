@@ -63,7 +63,7 @@
 //! - `backend`: native AIO, io_uring, a thread pool, and the simulated and scripted ones;
 //! - `engine`: a request from submit to reap, with the [guards](engine::guards) against historic bugs
 //!   as a type parameter;
-//! - `driver`: one per context: which engine serves a file, and which requests go to threads;
+//! - `driver`: one per context: its engine, and which requests go to threads;
 //! - `file`: files on top of the driver, and `commit`: group commit on top of files;
 //! - `simulate`: a user's code on the simulated backend.
 //!

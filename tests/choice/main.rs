@@ -6,11 +6,11 @@
 mod common;
 mod context_threads;
 mod held;
+mod in_place;
 mod refused;
 mod remote;
 mod route;
 mod seccomp;
-mod two_engines;
 
 use std::io;
 

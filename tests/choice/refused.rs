@@ -61,7 +61,7 @@ fn io_uring_is_selected_on_an_unrestricted_machine() {
     }
     let chosen = choice();
     assert_chosen(&chosen, BackendKind::Uring, &[]);
-    assert_eq!(chosen.to_string(), "io_uring, with native AIO for files on tmpfs");
+    assert_eq!(chosen.to_string(), "io_uring");
 }
 
 #[test]

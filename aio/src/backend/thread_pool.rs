@@ -41,7 +41,8 @@ pub use super::Entry;
 use super::pool::{Pool, PoolConfig, Work};
 use super::queue_depth::InFlight;
 use super::sys::poll;
-use super::{Backend, Completion, Opcode, Operation, atomic};
+use super::system_call::execute;
+use super::{Backend, Completion, Operation, atomic};
 
 /// The maximum number of threads doing I/O in a process, regardless of its engines and their
 /// requests.
@@ -77,7 +78,7 @@ impl Work for Request {
         let Entry { operation, key } = self.entry;
         // SAFETY: *lent to the kernel*: `submit`'s caller keeps the memory valid until the
         // completion has been peeked.
-        let result = unsafe { execute_blocking(&operation) };
+        let result = unsafe { execute(&operation, false) };
         self.to.complete(key, result);
     }
 }
@@ -230,44 +231,5 @@ impl Drop for ThreadPool {
 impl fmt::Debug for ThreadPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ThreadPool").field("in_flight", &self.in_flight).finish_non_exhaustive()
-    }
-}
-
-/// Performs the operation, blocking. Returns bytes, or a negative `errno`.
-///
-/// # Safety
-///
-/// The memory that `operation` names is valid, and for reads unaliased.
-unsafe fn execute_blocking(operation: &Operation) -> i64 {
-    let Operation { opcode, fd, addr, len, offset } = *operation;
-    let (len, offset) = (len as usize, offset as i64);
-    let memory = addr as *mut libc::c_void;
-    let vectors = addr as *const libc::iovec;
-    // The kernel rejects counts that large anyway, with EINVAL.
-    let count = i32::try_from(len).unwrap_or(i32::MAX);
-    // SAFETY: promised by the caller.
-    uninterrupted(|| unsafe {
-        match opcode {
-            Opcode::Read => libc::pread(fd, memory, len, offset),
-            Opcode::Write => libc::pwrite(fd, memory, len, offset),
-            Opcode::ReadVectored => libc::preadv(fd, vectors, count, offset),
-            Opcode::WriteVectored => libc::pwritev(fd, vectors, count, offset),
-            Opcode::SyncData => libc::fdatasync(fd) as isize,
-            Opcode::SyncAll => libc::fsync(fd) as isize,
-        }
-    })
-}
-
-/// Makes a system call, retrying it on EINTR.
-fn uninterrupted(mut call: impl FnMut() -> isize) -> i64 {
-    loop {
-        let result = call();
-        if result >= 0 {
-            return result as i64;
-        }
-        let errno = io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
-        if errno != libc::EINTR {
-            return -i64::from(errno);
-        }
     }
 }

@@ -19,14 +19,15 @@ use crate::engine::erased::ErasedEngine;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BackendKind {
-    /// The fastest interface that the machine allows, for each file:
+    /// The fastest interface that the machine allows, for each request:
     ///
-    /// | file | backend | reason |
+    /// | request | interface | reason |
     /// |---|---|---|
-    /// | on disk | io_uring | the least CPU time per request, and its submit does not block |
-    /// | on tmpfs | native AIO | io_uring passes each request on tmpfs to a worker thread |
+    /// | on tmpfs | a system call in place | it does not wait for a device; io_uring would pass it to a worker thread |
+    /// | read whose data is in the page cache | a system call in place | as above |
+    /// | any other | io_uring | the least CPU time per request, and its submit does not block |
     ///
-    /// If io_uring is not available, as in many containers, native AIO serves all files, plus a
+    /// If io_uring is not available, as in many containers, native AIO takes its place, plus a
     /// thread for each request that would block the loop in submit; if neither is, threads do.
     /// [`selected_backend`](crate::driver::selected_backend) returns the choice of a context and its
     /// reason, [`File::backend`](crate::File::backend) that of a file.
@@ -114,25 +115,22 @@ enum Reason {
     Requested,
     /// The fastest of those allowed, for a context.
     Context,
-    /// The same, for a file that is not on tmpfs.
-    File,
-    /// The fastest for a file on tmpfs, where io_uring serves the others.
-    FileOnTmpfs,
+    /// The same, for a file on tmpfs.
+    OnTmpfs,
 }
 
 impl SelectedBackend {
-    /// Returns the choice for a file that this context's main engine serves.
-    pub(super) fn of_file(&self) -> SelectedBackend {
-        let reason = if let Reason::Requested = self.reason { Reason::Requested } else { Reason::File };
-        SelectedBackend { reason, ..self.clone() }
+    /// Returns whether the user left the choice to this crate.
+    pub(crate) fn is_auto(&self) -> bool {
+        !matches!(self.reason, Reason::Requested)
     }
 
-    /// Returns the choice for a file on tmpfs, where io_uring serves the others.
-    pub(super) fn on_tmpfs() -> SelectedBackend {
-        SelectedBackend { backend: BackendKind::Aio, reason: Reason::FileOnTmpfs, refused: Arc::new([]) }
+    /// Returns the choice for a file on tmpfs.
+    pub(crate) fn on_tmpfs(&self) -> SelectedBackend {
+        SelectedBackend { reason: Reason::OnTmpfs, ..self.clone() }
     }
 
-    /// Returns the interface; never [`BackendKind::Auto`].
+    /// Returns the interface for requests that may wait; never [`BackendKind::Auto`].
     pub fn backend(&self) -> BackendKind {
         self.backend
     }
@@ -146,11 +144,12 @@ impl SelectedBackend {
 
 impl fmt::Display for SelectedBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Reason::OnTmpfs = self.reason {
+            return f.write_str("system calls in place, since requests on tmpfs do not wait for a device");
+        }
         f.write_str(name(self.backend))?;
         f.write_str(match (self.reason, self.backend) {
             (Reason::Requested, _) => ", as requested",
-            (Reason::FileOnTmpfs, _) => ", since io_uring passes each request on tmpfs to a worker thread",
-            (Reason::Context, BackendKind::Uring) => ", with native AIO for files on tmpfs",
             (_, BackendKind::Aio) => ", with threads for requests that would block it",
             _ => "",
         })?;
@@ -172,11 +171,6 @@ fn engine<B: Backend>(backend: io::Result<B>, depth: u32) -> io::Result<Arc<dyn 
     Ok(engine)
 }
 
-/// Creates an engine on native AIO, if that works.
-pub(super) fn aio(depth: u32) -> io::Result<Arc<dyn ErasedEngine>> {
-    engine(LinuxAio::new(depth).and_then(LinuxAio::verify), depth)
-}
-
 /// Creates an engine on the named backend, or on the first that the machine allows.
 pub(super) fn named(named: BackendKind, depth: u32) -> io::Result<(Arc<dyn ErasedEngine>, SelectedBackend)> {
     let auto = named == BackendKind::Auto;
@@ -187,7 +181,7 @@ pub(super) fn named(named: BackendKind, depth: u32) -> io::Result<(Arc<dyn Erase
             continue;
         }
         let tried = match backend {
-            BackendKind::Aio if auto => aio(depth),
+            BackendKind::Aio if auto => engine(LinuxAio::new(depth).and_then(LinuxAio::verify), depth),
             BackendKind::Aio => engine(LinuxAio::new(depth), depth),
             BackendKind::Uring => engine(IoUring::new(depth), depth),
             BackendKind::Auto | BackendKind::Threads => engine(ThreadPool::new(depth), depth),

@@ -44,6 +44,22 @@ pub(crate) trait ErasedEngine: EventSource {
     /// Frees the slot.
     fn end(&self, slot: &Slot);
 
+    /// Returns whether a request made now is likely to share a submit with others: of coroutines
+    /// that are ready, or that completions will wake.
+    fn shares_submit(&self) -> bool;
+
+    /// Performs a request on the calling thread, see [`in_place`](super::in_place), on the descriptor
+    /// `fd`: the request may have a number that only the backend understands.
+    ///
+    /// # Control
+    ///
+    /// May yield.
+    ///
+    /// # Safety
+    ///
+    /// As [`Engine::transfer`].
+    unsafe fn perform_in_place(&self, fd: RawFd, request: &Request) -> i64;
+
     /// Returns why there is no request, as a negative `errno`.
     fn refusal(&self, here: Option<HomeRef<'_>>) -> i64;
 
@@ -60,8 +76,6 @@ pub(crate) trait ErasedEngine: EventSource {
     fn abandon(&self, slot: &Slot);
 
     fn stats(&self) -> Stats;
-
-    fn in_flight(&self) -> u32;
 
     fn plug_depth(&self) -> &AtomicU32;
 
@@ -111,6 +125,17 @@ impl<B: Backend, G: Guards> ErasedEngine for Engine<B, G> {
         self.requests.free(slot);
     }
 
+    fn shares_submit(&self) -> bool {
+        // SAFETY: used only within this call.
+        let has_ready = unsafe { HomeRef::here() }.is_some_and(HomeRef::has_ready);
+        has_ready || self.pending.len() > 0 || self.has_completion()
+    }
+
+    unsafe fn perform_in_place(&self, fd: RawFd, request: &Request) -> i64 {
+        // SAFETY: promised by the caller.
+        unsafe { Engine::perform_in_place(self, fd, request) }
+    }
+
     #[cold]
     fn refusal(&self, here: Option<HomeRef<'_>>) -> i64 {
         let errno = match here {
@@ -143,10 +168,6 @@ impl<B: Backend, G: Guards> ErasedEngine for Engine<B, G> {
 
     fn stats(&self) -> Stats {
         Engine::stats(self)
-    }
-
-    fn in_flight(&self) -> u32 {
-        self.in_flight.load(Ordering::Relaxed)
     }
 
     fn plug_depth(&self) -> &AtomicU32 {
@@ -197,7 +218,7 @@ impl<B: Backend, G: Guards> ErasedEngine for Engine<B, G> {
 }
 
 #[cold]
-fn outside_a_coroutine() -> ! {
+pub(super) fn outside_a_coroutine() -> ! {
     panic!("I/O outside a coroutine: only a coroutine can wait for it; call it inside `run(|| ..)` or `spawn`")
 }
 

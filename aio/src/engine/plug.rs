@@ -15,23 +15,14 @@ use crate::backend::Backend;
 #[must_use = "requests are held back until the plug is dropped"]
 pub struct Plug {
     engine: Arc<dyn ErasedEngine>,
-    /// The context's other engine, if it has two.
-    other: Option<Arc<dyn ErasedEngine>>,
 }
 
 impl Plug {
-    pub(crate) fn new(engine: Arc<dyn ErasedEngine>, other: Option<Arc<dyn ErasedEngine>>) -> Plug {
-        let plug = Plug { engine, other };
+    pub(crate) fn new(engine: Arc<dyn ErasedEngine>) -> Plug {
         // Without the lock: threads of other contexts get here too, as do callers that hold the
         // lock. Relaxed: before the loop sleeps, it submits requests that were delayed too long.
-        plug.engines().for_each(|engine| {
-            engine.plug_depth().fetch_add(1, Ordering::Relaxed);
-        });
-        plug
-    }
-
-    fn engines(&self) -> impl Iterator<Item = &dyn ErasedEngine> {
-        std::iter::once(&*self.engine).chain(self.other.as_deref())
+        engine.plug_depth().fetch_add(1, Ordering::Relaxed);
+        Plug { engine }
     }
 }
 
@@ -39,13 +30,13 @@ impl<B: Backend, G: Guards> Engine<B, G> {
     /// Delays requests until the plug is dropped.
     #[doc(alias = "blk_io_plug")]
     pub fn plug(self: &Arc<Self>) -> Plug {
-        Plug::new(Arc::clone(self) as Arc<dyn ErasedEngine>, None)
+        Plug::new(Arc::clone(self) as Arc<dyn ErasedEngine>)
     }
 }
 
 impl Drop for Plug {
     fn drop(&mut self) {
-        self.engines().for_each(ErasedEngine::unplug);
+        self.engine.unplug();
     }
 }
 

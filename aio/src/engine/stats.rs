@@ -44,6 +44,7 @@ impl Stats {
         self.sleeps += other.sleeps;
         self.in_flight += other.in_flight;
         self.pending += other.pending;
+        self.in_place += other.in_place;
         self.slow_submits += other.slow_submits;
         self.max_submit_time = self.max_submit_time.max(other.max_submit_time);
         self.bounced += other.bounced;
@@ -127,11 +128,14 @@ pub struct Stats {
     /// The part of `requests` that went to a thread because they would have blocked the loop in
     /// submit ([`BackendKind::Auto`](crate::driver::BackendKind::Auto)).
     pub offloaded: u64,
-    /// Submits that blocked the loop for longer than
+    /// The part of `requests` that the loop's thread performed itself, because they did not wait for a
+    /// device ([`BackendKind::Auto`](crate::driver::BackendKind::Auto)).
+    pub in_place: u64,
+    /// Submits, and requests in place, that blocked the loop for longer than
     /// [`RuntimeBuilder::slow_submit_threshold`](crate::RuntimeBuilder::slow_submit_threshold); 0
     /// without a limit.
     pub slow_submits: u64,
-    /// The longest submit; zero without a limit.
+    /// The longest submit or request in place; zero without a limit.
     pub max_submit_time: Duration,
     /// The part of `requests` that did direct I/O through an aligned buffer, because the caller's
     /// memory was unaligned ([`File`](crate::File)).

@@ -22,14 +22,10 @@ use super::stats::add;
 use super::transfer::Request;
 use crate::backend::{Backend, Operation};
 
-/// The work after which submits leave the next batch to the loop, in units. A request is one unit,
-/// and one more for each [`BYTES_PER_UNIT`]: on a fast device 0.5 to 1 microseconds of CPU time, so
-/// that other coroutines, timers and sockets get their turn after half a millisecond. All requests
-/// of a batch count as the last one.
+/// The [work](Operation::work) after which submits leave the next batch to the loop: other coroutines,
+/// timers and sockets get their turn after half a millisecond. All requests of a batch count as the
+/// last one.
 const MAX_IMMEDIATE_WORK: u64 = 512;
-const BYTES_PER_UNIT: u64 = 8 << 10;
-/// Assumed length of a vectored request.
-const VECTORED_BYTES: u64 = 128 << 10;
 
 /// Requests not yet accepted by the kernel, in order. Protected by the context's lock: every method
 /// takes its guard.
@@ -184,9 +180,8 @@ impl<B: Backend, G: Guards> Engine<B, G> {
     /// fills the queue. Where requests complete within submit, coroutines that keep filling the
     /// queue would otherwise never return to the loop.
     fn allow_immediate_submit(&self, last: &Operation) -> bool {
-        let len = if last.opcode.is_vectored() { VECTORED_BYTES } else { last.len };
         let work = self.immediate_work.load(Ordering::Relaxed);
-        let added = self.pending.len() as u64 * (1 + len / BYTES_PER_UNIT);
+        let added = self.pending.len() as u64 * last.work();
         self.immediate_work.store(work.saturating_add(added), Ordering::Relaxed);
         work < MAX_IMMEDIATE_WORK
     }

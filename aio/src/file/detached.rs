@@ -54,8 +54,7 @@ impl DetachedFile {
     /// Outside a context.
     pub fn attach(self) -> io::Result<File> {
         let file = File::new(Opened::new(self.fd)?, self.may_cache, served_here)?;
-        let cached =
-            self.cached.into_inner().map(|fd| Handle::real(&file.engine, fd)).map(OnceCell::from).unwrap_or_default();
-        Ok(File { cached, ..file })
+        let cached = self.cached.into_inner().map(|fd| Handle::real(&file.engine, fd, file.route.table(false, false)));
+        Ok(File { cached: cached.map(OnceCell::from).unwrap_or_default(), ..file })
     }
 }

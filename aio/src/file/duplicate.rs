@@ -21,8 +21,8 @@ impl File {
     pub fn try_clone(&self) -> io::Result<File> {
         self.check_context(|| "duplicating a file's handle".into())?;
         let fd = match self.fd.as_simulated() {
-            Some(simulated) => simulated.duplicate(),
-            None => Handle::real(&self.engine, self.fd.as_fd().try_clone_to_owned()?),
+            Some(simulated) => simulated.duplicate(self.direct),
+            None => Handle::real(&self.engine, self.fd.as_fd().try_clone_to_owned()?, self.fd.ways.clone()),
         };
         Ok(File {
             fd,

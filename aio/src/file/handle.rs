@@ -11,8 +11,11 @@ use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
+use crate::backend::Opcode;
 use crate::backend::simulated::SimulatedBackend;
 use crate::engine::erased::ErasedEngine;
+
+use super::route::{Route, RouteTable};
 
 /// The number of a file's requests after which it is registered.
 const USES_TO_REGISTRATION: u32 = 16;
@@ -22,6 +25,7 @@ pub(super) struct Handle {
     number: Cell<RawFd>,
     /// The number of requests until the file is registered; 0 afterwards.
     uses_left: Cell<u32>,
+    pub(super) ways: RouteTable,
     owner: Owner,
 }
 
@@ -40,17 +44,28 @@ pub(super) struct Simulated {
 }
 
 impl Handle {
-    pub(super) fn real(engine: &Arc<dyn ErasedEngine>, fd: OwnedFd) -> Handle {
+    pub(super) fn real(engine: &Arc<dyn ErasedEngine>, fd: OwnedFd, ways: RouteTable) -> Handle {
+        let is_registered = ways.of(Opcode::Write) != Route::InPlace;
         Handle {
             number: Cell::new(fd.as_raw_fd()),
-            uses_left: Cell::new(USES_TO_REGISTRATION),
+            uses_left: Cell::new(if is_registered { USES_TO_REGISTRATION } else { 0 }),
+            ways,
             owner: Owner::Real { registered: OnceCell::new(), engine: Arc::clone(engine), fd },
         }
     }
 
-    pub(super) fn simulated(backend: SimulatedBackend, number: RawFd) -> Handle {
+    pub(super) fn simulated(backend: SimulatedBackend, number: RawFd, direct: bool) -> Handle {
         let owner = Owner::Simulated(Simulated { backend, number });
-        Handle { number: Cell::new(number), uses_left: Cell::new(0), owner }
+        Handle { number: Cell::new(number), uses_left: Cell::new(0), ways: RouteTable::primary(direct), owner }
+    }
+
+    /// Returns the descriptor for a request in place. Those of simulated files go other ways.
+    #[inline]
+    pub(super) fn raw(&self) -> RawFd {
+        match &self.owner {
+            Owner::Real { fd, .. } => fd.as_raw_fd(),
+            Owner::Simulated(simulated) => simulated.number,
+        }
     }
 
     /// Returns the number for a request.
@@ -112,13 +127,13 @@ impl Handle {
 
 impl Simulated {
     /// Returns another descriptor of the same open file.
-    pub(super) fn duplicate(&self) -> Handle {
-        Handle::simulated(self.backend.clone(), self.backend.files().duplicate(self.number))
+    pub(super) fn duplicate(&self, direct: bool) -> Handle {
+        Handle::simulated(self.backend.clone(), self.backend.files().duplicate(self.number), direct)
     }
 
     /// Opens the same file through the page cache.
     pub(super) fn reopen(&self) -> Handle {
-        Handle::simulated(self.backend.clone(), self.backend.files().reopen(self.number))
+        Handle::simulated(self.backend.clone(), self.backend.files().reopen(self.number), false)
     }
 }
 
@@ -170,7 +185,7 @@ mod tests {
                 return coralio_runtime::report(format_args!("skipped: the limits let no file be registered"));
             }
             drop(probe);
-            let handle = Handle::real(&driver.engine, fd);
+            let handle = Handle::real(&driver.engine, fd, RouteTable::primary(true));
             let numbers: Vec<_> = (0..2 * USES_TO_REGISTRATION).map(|_| handle.number()).collect();
             assert_eq!(numbers.iter().take_while(|&&number| number == descriptor).count(), 15);
             assert!(numbers[15..].iter().all(|&number| number < 0 && number == numbers[15]));

@@ -1,5 +1,8 @@
-//! Selects the engine for each request of a file where native AIO serves all files under
-//! `BackendKind::Auto`.
+//! Selects how each request of a file is performed under `BackendKind::Auto`.
+//!
+//! Requests that do not wait for a device are performed [in place](crate::engine::in_place): all of
+//! files on tmpfs, and reads whose data is in the page cache. The rest of this text is about native
+//! AIO, where io_uring is not available.
 //!
 //! Native AIO carries out some requests within submit, where the whole loop waits for the device (Linux
 //! 6.18, medians at queue depth 1, in microseconds): a direct write that extends the file 58 to
@@ -12,8 +15,6 @@
 //! for the allocation, but does not wait for the device. A thread would, with the file locked:
 //! copying a file then took twice as long. So these are submitted without `RWF_NOWAIT`, unless a
 //! thread already has the file locked.
-//!
-//! tmpfs never waits for a device, so the main engine has all requests of its files.
 
 #![allow(unsafe_code)]
 
@@ -45,6 +46,17 @@ pub(super) enum Route {
     PrimaryNowait,
     /// By a thread.
     Offload,
+    /// By the calling thread.
+    InPlace,
+    /// By the calling thread with `nowait`, so it may be refused.
+    InPlaceNowait,
+}
+
+impl Route {
+    #[inline]
+    pub(super) fn is_nowait(self) -> bool {
+        matches!(self, Route::PrimaryNowait | Route::InPlaceNowait)
+    }
 }
 
 /// The ways of the requests on one descriptor, by opcode.
@@ -55,6 +67,19 @@ pub(super) struct RouteTable {
 }
 
 impl RouteTable {
+    fn new(direct: bool, reads: Route, writes: Route, syncs: Route) -> RouteTable {
+        let table = RouteTable::primary(direct);
+        table.set(READS, reads);
+        table.set(WRITES, writes);
+        table.set(SYNCS, syncs);
+        table
+    }
+
+    /// Creates the table of a descriptor that only the main engine serves.
+    pub(super) fn primary(direct: bool) -> RouteTable {
+        RouteTable { by_opcode: [const { Cell::new(Route::Primary) }; 6], direct }
+    }
+
     #[inline]
     pub(super) fn of(&self, opcode: Opcode) -> Route {
         self.by_opcode[opcode as usize].get()
@@ -65,14 +90,24 @@ impl RouteTable {
     }
 }
 
-/// The ways of a file's requests.
+/// What decides the ways of a file's requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Policy {
+    /// The user named the backend, or it is simulated.
+    Named,
+    /// No device is below the file system.
+    InMemory,
+    /// The main engine never blocks.
+    Auto,
+    /// Threads perform requests that would block the main engine.
+    AutoWithThreads,
+}
+
+/// What the routes of one open file have in common.
 pub(super) struct FileRoutes {
+    policy: Policy,
     /// The driver, if requests may need its fallback.
     driver: Option<Arc<Driver>>,
-    /// For requests on the file's own descriptor.
-    pub(super) own: RouteTable,
-    /// For requests on the page-cached descriptor of a direct file.
-    pub(super) cached: RouteTable,
     /// Bytes written through the page cache since the last sync.
     dirty: Cell<u64>,
     /// Writes in progress on threads: each locks the file while it lasts.
@@ -96,53 +131,62 @@ impl Drop for Writing<'_> {
 }
 
 impl FileRoutes {
-    /// Creates the routes of a file; `in_memory` if no device is below its file system.
-    pub(super) fn new(driver: Option<&Arc<Driver>>, in_memory: bool, direct: bool, appends: bool) -> FileRoutes {
-        let driver = driver.filter(|driver| driver.fallback.is_some() && !in_memory);
-        FileRoutes::among(driver.cloned(), direct, appends)
+    /// Creates the routes of a file of `driver`'s context; `in_memory` if no device is below its file
+    /// system. `None`: the engine is a test's own.
+    pub(super) fn new(driver: Option<&Arc<Driver>>, in_memory: bool) -> FileRoutes {
+        let (policy, driver) = match driver {
+            Some(driver) if driver.is_auto() => match &driver.fallback {
+                _ if in_memory => (Policy::InMemory, None),
+                None => (Policy::Auto, None),
+                Some(_) => (Policy::AutoWithThreads, Some(Arc::clone(driver))),
+            },
+            _ => (Policy::Named, None),
+        };
+        FileRoutes { policy, driver, dirty: Cell::new(0), writing: Cell::new(0) }
     }
 
-    /// Creates the routes of a file that uses only the main engine.
-    pub(super) fn only_primary(direct: bool) -> FileRoutes {
-        FileRoutes::among(None, direct, false)
+    /// Creates the table of a descriptor of this file.
+    pub(super) fn table(&self, direct: bool, appends: bool) -> RouteTable {
+        let reads = match (self.policy, direct) {
+            (Policy::Named, _) | (Policy::Auto, true) => Route::Primary,
+            (Policy::InMemory, _) => Route::InPlace,
+            (Policy::Auto | Policy::AutoWithThreads, false) => Route::InPlaceNowait,
+            (Policy::AutoWithThreads, true) => Route::PrimaryNowait,
+        };
+        let writes = match self.policy {
+            Policy::Named | Policy::Auto => Route::Primary,
+            Policy::InMemory => Route::InPlace,
+            Policy::AutoWithThreads if direct && !appends => Route::PrimaryNowait,
+            Policy::AutoWithThreads => Route::Offload,
+        };
+        let syncs = if self.policy == Policy::InMemory { Route::InPlace } else { Route::Primary };
+        RouteTable::new(direct, reads, writes, syncs)
+    }
+
+    /// Returns the way of a read whose data may be in the page cache, in a batch with others.
+    pub(super) fn in_batch(&self) -> Route {
+        if self.policy == Policy::AutoWithThreads { Route::PrimaryNowait } else { Route::Primary }
+    }
+
+    /// Returns whether all requests are performed in place.
+    pub(super) fn are_in_place(&self) -> bool {
+        self.policy == Policy::InMemory
+    }
+
+    /// Returns whether a sync would block the main engine.
+    pub(super) fn sync_blocks(&self) -> bool {
+        self.dirty.get() >= MUCH_DIRTY && self.driver.is_some()
     }
 
     /// Creates the routes of another descriptor of the same open file.
     pub(super) fn duplicate(&self) -> FileRoutes {
-        let FileRoutes { driver, own, cached, dirty, writing: _ } = self;
-        FileRoutes {
-            driver: driver.clone(),
-            own: own.clone(),
-            cached: cached.clone(),
-            dirty: dirty.clone(),
-            writing: Cell::new(0),
-        }
+        let FileRoutes { policy, driver, dirty, writing: _ } = self;
+        FileRoutes { policy: *policy, driver: driver.clone(), dirty: dirty.clone(), writing: Cell::new(0) }
     }
 
     /// Counts bytes written through the page cache by other means than requests.
     pub(super) fn count_dirty(&self, bytes: u64) {
-        if self.driver.is_some() {
-            self.set_dirty(self.dirty.get().saturating_add(bytes));
-        }
-    }
-
-    fn among(driver: Option<Arc<Driver>>, direct: bool, appends: bool) -> FileRoutes {
-        let ways = |direct| {
-            let ways = RouteTable { by_opcode: [const { Cell::new(Route::Primary) }; 6], direct };
-            if driver.is_some() {
-                ways.set(READS, Route::PrimaryNowait);
-                ways.set(WRITES, if direct && !appends { Route::PrimaryNowait } else { Route::Offload });
-            }
-            ways
-        };
-        let (own, cached) = (ways(direct), ways(false));
-        FileRoutes { driver, own, cached, dirty: Cell::new(0), writing: Cell::new(0) }
-    }
-
-    /// Records the number of bytes written through the page cache since the last sync.
-    fn set_dirty(&self, bytes: u64) {
-        self.dirty.set(bytes);
-        self.own.set(SYNCS, if bytes < MUCH_DIRTY { Route::Primary } else { Route::Offload });
+        self.dirty.set(self.dirty.get().saturating_add(bytes));
     }
 
     /// Performs a request on a thread, or on `main` if no thread is available.
@@ -154,7 +198,7 @@ impl FileRoutes {
     pub(super) unsafe fn offload(&self, operation: &Operation, ways: &RouteTable, main: &dyn ErasedEngine) -> i64 {
         let attempt = Request { operation: *operation, nowait: false };
         if SYNCS.contains(&operation.opcode) {
-            self.set_dirty(0);
+            self.dirty.set(0);
         }
         let _writing = WRITES.contains(&operation.opcode).then(|| Writing::new(&self.writing));
         // SAFETY: promised by the caller.
@@ -162,25 +206,33 @@ impl FileRoutes {
         // SAFETY: promised by the caller, and no engine has had the request.
         let result = result.unwrap_or_else(|| unsafe { submit_and_wait(main, &attempt) });
         if WRITES.contains(&operation.opcode) && ways.of(operation.opcode) == Route::Offload {
-            self.set_dirty(self.dirty.get() + result.max(0) as u64);
+            self.count_dirty(result.max(0) as u64);
         }
         result
     }
 
-    /// Returns how to repeat a request that the main engine refused; `None` if `result` is not a
-    /// refusal.
-    pub(super) fn after_refusal(&self, result: i64, operation: &Operation, ways: &RouteTable) -> Option<Route> {
-        let opcode = operation.opcode;
+    /// Returns whether a thread or the main engine repeats a request that was refused on its `way`;
+    /// `None` if `result` is not a refusal.
+    pub(super) fn offloads_refused(
+        &self,
+        result: i64,
+        operation: &Operation,
+        way: Route,
+        ways: &RouteTable,
+    ) -> Option<bool> {
+        let (opcode, has_threads) = (operation.opcode, self.driver.is_some());
         let count = |by_completion| {
-            let fallback = self.driver.as_ref().and_then(|driver| driver.fallback.as_ref());
-            fallback.into_iter().for_each(|fallback| fallback.count_refusal(by_completion));
+            if way == Route::PrimaryNowait {
+                let fallback = self.driver.as_ref().and_then(|driver| driver.fallback.as_ref());
+                fallback.into_iter().for_each(|fallback| fallback.count_refusal(by_completion));
+            }
         };
         match (-result) as i32 {
             libc::EAGAIN => {
                 count(true);
                 // While a thread writes, the main engine would wait for the file's lock.
                 let only_fills = WRITES.contains(&opcode) && self.writing.get() == 0 && self.is_within(operation);
-                Some(if only_fills { Route::Primary } else { Route::Offload })
+                Some(has_threads && !only_fills)
             }
             libc::EOPNOTSUPP => {
                 count(false);
@@ -188,9 +240,9 @@ impl FileRoutes {
                 // block; other requests might.
                 let read = READS.contains(&opcode);
                 // Writes on a direct descriptor are tried with `nowait` too.
-                let way = if read && ways.direct { Route::Primary } else { Route::Offload };
-                ways.set(if read { READS } else { WRITES }, way);
-                Some(way)
+                let offloads = has_threads && !(read && ways.direct);
+                ways.set(if read { READS } else { WRITES }, if offloads { Route::Offload } else { Route::Primary });
+                Some(offloads)
             }
             _ => None,
         }

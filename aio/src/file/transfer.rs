@@ -5,7 +5,6 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::ptr;
 
 use coralio_runtime::can_suspend;
 use rustix::fs::{Mode, OFlags, fcntl_getfl, open};
@@ -19,23 +18,36 @@ use crate::file::error::{explain, failed};
 
 use super::bounce::{Bounce, LARGEST};
 use super::handle::Handle;
-use super::route::{Route, RouteTable, len_of};
+use super::route::{Route, len_of};
 use super::{Alignment, File};
 
 impl File {
-    /// Makes one request for the descriptor that `ways` belongs to.
+    /// Makes one request on one of the file's descriptors.
     ///
     /// # Safety
     ///
     /// As [`Engine::transfer`].
     #[inline(always)]
-    unsafe fn request(&self, operation: Operation, ways: &RouteTable) -> io::Result<usize> {
-        let way = ways.of(operation.opcode);
-        let attempt = Request { operation, nowait: way == Route::PrimaryNowait };
+    unsafe fn request(&self, operation: Operation, handle: &Handle) -> io::Result<usize> {
+        let way = match handle.ways.of(operation.opcode) {
+            Route::InPlaceNowait if self.engine.shares_submit() => self.route.in_batch(),
+            way => way,
+        };
+        // SAFETY: promised by the caller.
+        unsafe { self.request_by(way, operation, handle) }
+    }
+
+    /// # Safety
+    ///
+    /// As [`Engine::transfer`].
+    #[inline(always)]
+    unsafe fn request_by(&self, way: Route, operation: Operation, handle: &Handle) -> io::Result<usize> {
+        let attempt = Request { operation, nowait: way.is_nowait() };
         // SAFETY: promised by the caller.
         let result = unsafe {
             match way {
-                Route::Offload => self.route.offload(&attempt.operation, ways, &*self.engine),
+                Route::Offload => self.route.offload(&operation, &handle.ways, &*self.engine),
+                Route::InPlace | Route::InPlaceNowait => self.engine.perform_in_place(handle.raw(), &attempt),
                 Route::Primary | Route::PrimaryNowait => submit_and_wait(&*self.engine, &attempt),
             }
         };
@@ -43,7 +55,7 @@ impl File {
             return Ok(result as usize);
         }
         // SAFETY: promised by the caller.
-        unsafe { self.refused(result, attempt, ways) }
+        unsafe { self.refused(result, &operation, way, handle) }
     }
 
     /// Handles a failed request: retries it another way if it was refused because it would have
@@ -53,27 +65,24 @@ impl File {
     ///
     /// As [`Engine::transfer`].
     #[cold]
-    unsafe fn refused(&self, mut result: i64, attempt: Request, ways: &RouteTable) -> io::Result<usize> {
-        let Request { operation, nowait } = attempt;
-        let way = if nowait { self.route.after_refusal(result, &operation, ways) } else { None };
-        result = match way {
+    unsafe fn refused(&self, mut result: i64, operation: &Operation, way: Route, handle: &Handle) -> io::Result<usize> {
+        let ways = &handle.ways;
+        let offloads = way.is_nowait().then(|| self.route.offloads_refused(result, operation, way, ways)).flatten();
+        result = match offloads {
             None => result,
             // SAFETY: promised by the caller; the refused request has ended.
-            Some(Route::Offload) => unsafe { self.route.offload(&operation, ways, &*self.engine) },
+            Some(true) => unsafe { self.route.offload(operation, ways, &*self.engine) },
             // SAFETY: as above.
-            Some(Route::Primary | Route::PrimaryNowait) => unsafe {
-                submit_and_wait(&*self.engine, &Request { nowait: false, ..attempt })
-            },
+            Some(false) => unsafe { submit_and_wait(&*self.engine, &Request { operation: *operation, nowait: false }) },
         };
         if result >= 0 {
             return Ok(result as usize);
         }
         let is_transfer = !matches!(operation.opcode, Opcode::SyncData | Opcode::SyncAll);
         let alignment = if is_transfer && ways.direct { self.alignment } else { Alignment::ANY };
-        let handle = if ptr::eq(ways, &self.route.own) { Some(&self.fd) } else { self.cached.get() };
         // SAFETY: promised by the caller.
-        let bytes = unsafe { len_of(&operation) };
-        Err(explain(-result as i32, &operation, bytes, handle.and_then(Handle::descriptor), alignment))
+        let bytes = unsafe { len_of(operation) };
+        Err(explain(-result as i32, operation, bytes, handle.descriptor(), alignment))
     }
 
     /// Makes one request on the file's own descriptor, ordered with writes of the other kind.
@@ -89,7 +98,7 @@ impl File {
             true => (None, self.order.cached()?),
         };
         // SAFETY: promised by the caller.
-        unsafe { self.request(operation, &self.route.own) }
+        unsafe { self.request(operation, &self.fd) }
     }
 
     /// Makes one request, on the path that its alignment allows.
@@ -120,12 +129,12 @@ impl File {
             // SAFETY: promised by the caller.
             return unsafe { self.transfer_bounced(opcode, &[(addr, len)], offset) };
         }
-        let fd = self.cached(opcode, len as u64, offset)?.number();
+        let handle = self.cached(opcode, len as u64, offset)?;
         let _order = if opcode.is_write() { self.order.cached()? } else { None };
         self.engine.count_detour(Detour::PageCached);
-        let operation = Operation { opcode, fd, addr, len: len as u64, offset };
+        let operation = Operation { opcode, fd: handle.number(), addr, len: len as u64, offset };
         // SAFETY: promised by the caller.
-        unsafe { self.request(operation, &self.route.cached) }
+        unsafe { self.request(operation, handle) }
     }
 
     /// Makes one direct request for unaligned memory, through an aligned buffer. `opcode` is `Read`
@@ -294,8 +303,9 @@ impl File {
 
     pub(super) fn sync(&self, opcode: Opcode) -> io::Result<()> {
         let operation = Operation { opcode, fd: self.fd.number(), addr: 0, len: 0, offset: 0 };
+        let way = if self.route.sync_blocks() { Route::Offload } else { self.fd.ways.of(opcode) };
         // SAFETY: a sync names no memory.
-        unsafe { self.request(operation, &self.route.own) }.map(drop)
+        unsafe { self.request_by(way, operation, &self.fd) }.map(drop)
     }
 
     /// Returns the handle that uses the page cache, opening it when first needed.
@@ -321,7 +331,7 @@ impl File {
             let fd =
                 self.reopen("reopening the file through /proc for an unaligned request, which needs the page cache")?;
             // An unwinding stack may have opened one meanwhile: keep the first.
-            let _ = self.cached.set(Handle::real(&self.engine, fd));
+            let _ = self.cached.set(Handle::real(&self.engine, fd, self.route.table(false, false)));
         }
         Ok(())
     }

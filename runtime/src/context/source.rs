@@ -294,6 +294,12 @@ impl<'h> HomeRef<'h> {
         }
     }
 
+    /// Returns whether another coroutine is ready to run, or has been woken by the running one.
+    #[inline]
+    pub fn has_ready(self) -> bool {
+        self.home.scheduler.has_ready() || self.home.scheduler.has_woken()
+    }
+
     /// Returns whether the loop is in an iteration, so that [`EventSource::flush`] is sure to
     /// follow.
     #[inline]

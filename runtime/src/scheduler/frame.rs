@@ -74,6 +74,12 @@ impl Scheduler {
         std::iter::successors(self.frame(), |frame| unsafe { frame.parent.as_ref() })
     }
 
+    /// Returns whether the running coroutine has woken others, which run next.
+    #[inline]
+    pub(crate) fn has_woken(&self) -> bool {
+        self.frame().is_some_and(|frame| !frame.deferred.is_empty())
+    }
+
     /// Runs `f` as an iteration of the loop: a coroutine woken in it is entered immediately, even
     /// if a coroutine polls.
     pub(crate) fn round<R>(&self, f: impl FnOnce() -> R) -> R {

@@ -5,7 +5,9 @@ use super::super::conformance::{
     self, NOW, Page, Temp, bad, cancel, commit, eventfd, next, one, operation, peek, scaled, submit, wait,
 };
 use super::*;
+use crate::backend::Opcode;
 use crate::backend::pool::tests::{idle_pool, pool_of, serve};
+use crate::backend::system_call::uninterrupted;
 use crate::engine::Engine;
 use coralio_runtime::{AioContext, spawn, yield_now};
 use std::cell::Cell;

@@ -1,0 +1,338 @@
+//! Requests that the loop's thread performs itself under `Auto`: on tmpfs, and reads of cached data.
+
+use std::cell::Cell;
+use std::io::{ErrorKind, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use coralio::driver::{self, BackendKind, Stats, stats};
+use coralio::fs::Direct;
+use coralio::task::Cancelled;
+use coralio::trace::{Event, RequestState, Trace};
+use coralio::{RuntimeBuilder, run, sleep, spawn, timeout, yield_now};
+
+use crate::common::{content, has, is_all, skipped};
+use crate::refused::has_uring;
+use crate::seccomp::forbid;
+use crate::{Temp, chosen, in_child, page};
+
+fn on_tmpfs() -> Temp {
+    Temp::at("/dev/shm".into())
+}
+
+/// Makes one request of each kind, and checks the data.
+fn one_of_each(temp: &Temp, direct: Direct) {
+    let file = temp.open(direct);
+    assert_eq!(file.write_at(&page(1), 0).unwrap(), 4096);
+    let [two, three] = [page(2), page(3)];
+    assert_eq!(file.write_vectored_at(&[IoSlice::new(&two), IoSlice::new(&three)], 4096).unwrap(), 8192);
+    let mut back = [page(0), page(0)];
+    let [first, second] = &mut back;
+    assert_eq!(file.read_vectored_at(&mut [IoSliceMut::new(first), IoSliceMut::new(second)], 0).unwrap(), 8192);
+    assert!(is_all(&back[0], 1) && is_all(&back[1], 2));
+    file.read_exact_at(&mut back[0], 8192).unwrap();
+    assert!(is_all(&back[0], 3));
+    file.sync_data().unwrap();
+    file.sync_all().unwrap();
+}
+
+/// Checks that each request on tmpfs is performed in place.
+fn tmpfs_is_in_place() {
+    let temp = on_tmpfs();
+    run(|| {
+        [Direct::Auto, Direct::Never, Direct::Always].into_iter().for_each(|direct| one_of_each(&temp, direct));
+        let Stats { requests, completions, in_place, submits, offloaded, .. } = stats();
+        assert_eq!((requests, completions, in_place, submits, offloaded), (18, 18, 18, 0, 0));
+    });
+}
+
+#[test]
+fn requests_on_tmpfs_are_performed_in_place() {
+    // E16: no request on tmpfs is submitted, whatever its kind
+    tmpfs_is_in_place();
+}
+
+#[test]
+fn requests_on_tmpfs_are_in_place_without_io_uring() {
+    // E14, E16: the same where native AIO takes the place of io_uring, and where threads do
+    if in_child("in_place::requests_on_tmpfs_are_in_place_without_io_uring") {
+        return;
+    }
+    for call in [libc::SYS_io_uring_setup, libc::SYS_io_setup] {
+        forbid(&[(call, libc::EPERM)]);
+        tmpfs_is_in_place();
+    }
+}
+
+#[test]
+fn named_backend_has_all_requests() {
+    // E16: a backend that the user named performs every request, also on tmpfs and of cached data
+    let temp = on_tmpfs();
+    for backend in [BackendKind::Aio, BackendKind::Uring, BackendKind::Threads] {
+        if !has(backend, 64) {
+            continue;
+        }
+        let work = || {
+            one_of_each(&temp, Direct::Never);
+            let backend = temp.open(Direct::Never).backend().unwrap();
+            (stats().requests, stats().in_place, backend.to_string().ends_with(", as requested"))
+        };
+        assert_eq!(RuntimeBuilder::new().backend(backend).run(work).unwrap(), (6, 0, true));
+    }
+}
+
+#[test]
+fn each_file_names_its_backend() {
+    // E16: a file on disk uses the context's engine, one on tmpfs none; each tells why
+    if !has_uring() {
+        return;
+    }
+    let (disk, tmpfs) = (Temp::on_disk(), on_tmpfs());
+    run(|| {
+        let files = [disk.open(Direct::Auto), tmpfs.open(Direct::Auto), tmpfs.open(Direct::Never)];
+        let shown = files.each_ref().map(|file| file.backend().unwrap().to_string());
+        if shown[0].starts_with("system calls") {
+            return skipped("the directory for temporary files is on tmpfs");
+        }
+        let in_place = "system calls in place, since requests on tmpfs do not wait for a device";
+        assert_eq!(shown, ["io_uring", in_place, in_place]);
+        assert_eq!(chosen().to_string(), "io_uring");
+    });
+}
+
+/// Reads cached data, and the same data after the kernel has dropped it. Returns the number of reads in
+/// place, and whether other reads were necessary then.
+fn cached_and_dropped_reads() -> (u64, bool) {
+    let content = content(1 << 20);
+    let temp = Temp::with(&std::env::temp_dir(), &content);
+    run(|| {
+        let file = temp.open(Direct::Never);
+        if file.backend().unwrap().to_string().starts_with("system calls") {
+            skipped("the directory for temporary files is on tmpfs");
+            return (256, true);
+        }
+        file.sync_all().unwrap();
+        let read_all = || {
+            let before = stats();
+            for (number, expected) in content.chunks(4096).enumerate() {
+                let (mut head, mut tail) = ([0; 1000], vec![0; 3096]);
+                let at = number as u64 * 4096;
+                match number % 2 {
+                    0 => _ = file.read_exact_at(&mut head, at).and_then(|()| file.read_exact_at(&mut tail, at + 1000)),
+                    _ => {
+                        let mut parts = [IoSliceMut::new(&mut head), IoSliceMut::new(&mut tail)];
+                        assert_eq!(file.read_vectored_at(&mut parts, at).unwrap(), 4096);
+                    }
+                }
+                assert!(head == expected[..1000] && tail == expected[1000..]);
+            }
+            let after = stats();
+            (after.requests - before.requests, after.in_place - before.in_place)
+        };
+        read_all();
+        let (requests, in_place) = read_all();
+        assert_eq!(requests, in_place);
+        let dropped = || {
+            for advice in [libc::POSIX_FADV_RANDOM, libc::POSIX_FADV_DONTNEED] {
+                // SAFETY: takes no pointers.
+                assert_eq!(unsafe { libc::posix_fadvise(file.as_fd().as_raw_fd(), 0, 0, advice) }, 0);
+            }
+            let (requests, in_place) = read_all();
+            in_place < requests
+        };
+        // The kernel keeps pages that are in use elsewhere: so a few attempts.
+        (in_place, (0..100).any(|_| dropped()))
+    })
+}
+
+#[test]
+fn reads_of_cached_data_are_performed_in_place() {
+    // E10, E16: a read whose data is cached is performed in place; one that must wait for the disk
+    // goes to the engine, and returns the same data
+    let (in_place, others) = cached_and_dropped_reads();
+    assert!(in_place >= 256 && others, "{in_place} in place, others: {others}");
+}
+
+#[test]
+fn reads_of_cached_data_are_in_place_without_io_uring() {
+    // E10, E14, E16: the same where native AIO takes the place of io_uring, and where threads do
+    if in_child("in_place::reads_of_cached_data_are_in_place_without_io_uring") {
+        return;
+    }
+    for call in [libc::SYS_io_uring_setup, libc::SYS_io_setup] {
+        forbid(&[(call, libc::EPERM)]);
+        let (in_place, others) = cached_and_dropped_reads();
+        assert!(in_place >= 256 && others, "{in_place} in place, others: {others}");
+    }
+}
+
+#[test]
+fn concurrent_reads_of_cached_data_share_a_submit() {
+    // E7, E16: coroutines that read cached data at the same time share a system call; one alone
+    // makes its own
+    if !has_uring() {
+        return;
+    }
+    let temp = Temp::with(&std::env::temp_dir(), content(1 << 20));
+    run(|| {
+        let file = Rc::new(temp.open(Direct::Never));
+        if file.backend().unwrap().to_string().starts_with("system calls") {
+            return skipped("the directory for temporary files is on tmpfs");
+        }
+        (0..256).for_each(|number| file.read_exact_at(&mut [0; 4096], number * 4096).unwrap());
+        assert_eq!((stats().in_place, stats().requests), (256, 256));
+        let readers = (0..16).map(|number| {
+            let file = Rc::clone(&file);
+            spawn(move || {
+                (0..16).for_each(|round| file.read_exact_at(&mut [0; 4096], (number * 16 + round) * 4096).unwrap())
+            })
+        });
+        readers.collect::<Vec<_>>().into_iter().for_each(|reader| reader.join().unwrap());
+        let Stats { requests, in_place, submits, .. } = stats();
+        assert_eq!(requests, 512);
+        assert!(in_place < 256 + 16 && submits < 64, "{in_place} in place, {submits} submits");
+    });
+}
+
+#[test]
+fn request_in_place_lets_others_run() {
+    // W3, E16: a coroutine that makes requests in place without end lets others run, also in the
+    // course of one long read
+    let temp = Temp::with("/dev/shm".as_ref(), vec![7; 8 << 20]);
+    run(|| {
+        let file = temp.open(Direct::Auto);
+        let turns = Rc::new(Cell::new(0));
+        let other = {
+            let turns = Rc::clone(&turns);
+            spawn(move || {
+                while turns.get() < 1000 {
+                    turns.set(turns.get() + 1);
+                    yield_now();
+                }
+            })
+        };
+        let before = turns.get();
+        (0..1000).for_each(|_| file.read_exact_at(&mut [0; 4096], 0).unwrap());
+        let during_reads = turns.get() - before;
+        let before = turns.get();
+        let mut long = vec![0; 8 << 20];
+        file.read_exact_at(&mut long, 0).unwrap();
+        let during_one = turns.get() - before;
+        assert!(is_all(&long, 7));
+        assert!(during_reads >= 200 && during_one >= 7, "{during_reads} turns, {during_one} turns");
+        turns.set(1000);
+        other.join().unwrap();
+    });
+}
+
+#[test]
+fn request_in_place_ends_when_cancelled() {
+    // C9, E11: a cancelled coroutine makes no more requests in place; a timeout ends a loop of them
+    let temp = on_tmpfs();
+    run(|| {
+        let file = Rc::new(temp.open(Direct::Auto));
+        file.write_at(&page(5), 0).unwrap();
+        let reader = Rc::clone(&file);
+        let cancelled = spawn(move || {
+            let slept = sleep(Duration::from_secs(3600));
+            (slept, reader.write_at(&page(6), 0))
+        });
+        yield_now();
+        cancelled.cancel();
+        let (slept, wrote) = cancelled.join().unwrap();
+        assert!(slept.is_err());
+        assert!(Cancelled::is_cause_of(&wrote.unwrap_err()));
+        let ended = timeout(Duration::ZERO, || {
+            loop {
+                if let Err(error) = file.read_exact_at(&mut page(0), 0) {
+                    break error;
+                }
+            }
+        });
+        assert!(ended.is_err());
+        let mut back = page(0);
+        file.read_exact_at(&mut back, 0).unwrap();
+        assert!(is_all(&back, 5), "the cancelled write was not performed");
+    });
+}
+
+#[test]
+fn requests_in_place_are_refused_without_the_engine() {
+    // E12: while the engine is detached, a file on tmpfs reports an error too; afterwards the file
+    // works in the engine's new context
+    let temp = on_tmpfs();
+    let detached = run(|| {
+        let file = temp.open(Direct::Auto);
+        file.write_at(&page(3), 0).unwrap();
+        let detached = driver::detach().unwrap();
+        assert_eq!(file.read_at(&mut page(0), 0).unwrap_err().kind(), ErrorKind::NotConnected);
+        assert_eq!(file.sync_all().unwrap_err().kind(), ErrorKind::NotConnected);
+        detached
+    });
+    let attached = coralio::context::AioContext::builder().run_coroutine(|_| {
+        detached.attach().unwrap();
+        let mut back = page(0);
+        temp.open(Direct::Auto).read_exact_at(&mut back, 0).unwrap();
+        assert!(is_all(&back, 3));
+        assert_eq!((stats().requests, stats().in_place), (2, 2));
+    });
+    attached.unwrap();
+}
+
+#[test]
+fn request_in_place_appears_in_the_trace() {
+    // W7, E16: the trace shows a request in place like any other: pending, in flight, done
+    let (temp, trace) = (on_tmpfs(), Trace::new(1000));
+    let ran = RuntimeBuilder::new().trace(&trace).run(|| {
+        let file = temp.open(Direct::Auto);
+        file.write_at(&page(3), 0).unwrap();
+        file.read_exact_at(&mut page(0), 0).unwrap();
+    });
+    ran.unwrap();
+    let recording = trace.recording();
+    recording.check().unwrap();
+    let states = recording.records.iter().filter_map(|record| match record.event {
+        Event::Request { state, .. } => Some(state),
+        _ => None,
+    });
+    let one = [RequestState::Pending, RequestState::InFlight, RequestState::Done(4096)];
+    assert_eq!(states.collect::<Vec<_>>(), [one, one].concat());
+}
+
+#[test]
+fn slow_requests_in_place_are_counted() {
+    // E14: a request in place that takes longer than the threshold counts as a slow submit
+    let temp = on_tmpfs();
+    let slow = RuntimeBuilder::new().slow_submit_threshold(Duration::ZERO).run(|| {
+        temp.open(Direct::Auto).write_at(&page(3), 0).unwrap();
+        stats()
+    });
+    let Stats { slow_submits, max_submit_time, .. } = slow.unwrap();
+    assert!(slow_submits == 1 && max_submit_time > Duration::ZERO);
+}
+
+#[test]
+fn unwinding_stack_makes_requests_in_place() {
+    // C9, E13: a destructor may write to a file on tmpfs while its stack unwinds
+    struct Writes(Rc<coralio::File>);
+    impl Drop for Writes {
+        fn drop(&mut self) {
+            (0..100).for_each(|number| _ = self.0.write_at(&page(9), number * 4096).unwrap());
+        }
+    }
+    let temp = on_tmpfs();
+    run(|| {
+        let file = Rc::new(temp.open(Direct::Auto));
+        let ended = spawn({
+            let file = Rc::clone(&file);
+            move || {
+                let _writes = Writes(file);
+                panic!("unwinds");
+            }
+        });
+        assert!(ended.join().is_err());
+        assert_eq!(stats().in_place, 100);
+    });
+    assert!(is_all(&std::fs::read(&temp.0).unwrap(), 9));
+}
