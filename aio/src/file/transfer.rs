@@ -46,7 +46,7 @@ impl File {
         // SAFETY: promised by the caller.
         let result = unsafe {
             match way {
-                Route::Offload => self.route.offload(&operation, &handle.ways, &*self.engine),
+                Route::Offload => self.route.offload(&attempt.operation, &handle.ways, &*self.engine),
                 Route::InPlace | Route::InPlaceNowait => self.engine.perform_in_place(handle.raw(), &attempt),
                 Route::Primary | Route::PrimaryNowait => submit_and_wait(&*self.engine, &attempt),
             }
@@ -55,7 +55,7 @@ impl File {
             return Ok(result as usize);
         }
         // SAFETY: promised by the caller.
-        unsafe { self.refused(result, &operation, way, handle) }
+        unsafe { self.refused(result, attempt, way, handle) }
     }
 
     /// Handles a failed request: retries it another way if it was refused because it would have
@@ -65,15 +65,15 @@ impl File {
     ///
     /// As [`Engine::transfer`].
     #[cold]
-    unsafe fn refused(&self, mut result: i64, operation: &Operation, way: Route, handle: &Handle) -> io::Result<usize> {
-        let ways = &handle.ways;
+    unsafe fn refused(&self, mut result: i64, attempt: Request, way: Route, handle: &Handle) -> io::Result<usize> {
+        let (operation, ways) = (&attempt.operation, &handle.ways);
         let offloads = way.is_nowait().then(|| self.route.offloads_refused(result, operation, way, ways)).flatten();
         result = match offloads {
             None => result,
             // SAFETY: promised by the caller; the refused request has ended.
             Some(true) => unsafe { self.route.offload(operation, ways, &*self.engine) },
             // SAFETY: as above.
-            Some(false) => unsafe { submit_and_wait(&*self.engine, &Request { operation: *operation, nowait: false }) },
+            Some(false) => unsafe { submit_and_wait(&*self.engine, &Request { nowait: false, ..attempt }) },
         };
         if result >= 0 {
             return Ok(result as usize);
