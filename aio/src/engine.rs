@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use coralio_runtime::{AioContext, Cancelled, check_cancelled};
 
+use batching::Batching;
 use deferral::Deferral;
 use guards::{AllGuards, Guards, PartialSubmit, may_wedge};
 use in_place::InPlace;
@@ -40,6 +41,7 @@ use stats::{Counters, Detour, Stats, SubmitTimer, add};
 use submit::SubmissionQueue;
 use transfer::{Request, submit_and_wait};
 
+mod batching;
 mod deferral;
 pub(crate) mod erased;
 pub mod guards;
@@ -78,7 +80,7 @@ pub struct Engine<B: Backend, G: Guards = AllGuards> {
     in_flight: AtomicU32,
     /// Number of plugs. Written by any thread, without the lock.
     plug_depth: AtomicU32,
-    /// Work of the immediate submits on a full queue since the last `dispatch`.
+    /// Work of the submits outside the loop's flush since the last `dispatch`.
     immediate_work: AtomicU64,
     /// Consecutive loop iterations that skipped the flush because of a plug.
     plugged_rounds: AtomicU32,
@@ -86,6 +88,7 @@ pub struct Engine<B: Backend, G: Guards = AllGuards> {
     /// unless nothing is in flight.
     blocked: AtomicBool,
     deferral: Deferral,
+    batching: Batching,
     in_place: InPlace,
     counters: Counters,
     submit_timer: SubmitTimer,
@@ -117,6 +120,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
             plugged_rounds: AtomicU32::new(0),
             blocked: AtomicBool::new(false),
             deferral: Deferral::default(),
+            batching: Batching::default(),
             in_place: InPlace::default(),
             counters: Counters::default(),
             submit_timer: SubmitTimer::new(),

@@ -26,6 +26,8 @@ use crate::backend::{Backend, Operation};
 /// timers and sockets get their turn after half a millisecond. All requests of a batch count as the
 /// last one.
 const MAX_IMMEDIATE_WORK: u64 = 512;
+/// The same for a coroutine that makes one request at a time, and may use the CPU in between.
+const MAX_LONE_WORK: u64 = 32;
 
 /// Requests not yet accepted by the kernel, in order. Protected by the context's lock: every method
 /// takes its guard.
@@ -167,23 +169,29 @@ impl<B: Backend, G: Guards> Engine<B, G> {
         // The batch is full when it reaches the queue depth, regardless of how many requests are in
         // flight: otherwise, with as many coroutines as the queue is deep, each request would be
         // submitted alone.
-        let full = self.pending.len() >= self.depth as usize;
+        let pending = self.pending.len();
+        let full = pending >= self.depth as usize;
         let plugged = self.plug_depth.load(Ordering::Relaxed) > 0;
-        if B::DEFERS && self.depth == 1 && here.is_in_round() && !plugged && self.deferral.is_expected() {
+        let may_gather = here.is_in_round() || plugged;
+        if !may_gather || pending > 1 && !full {
+            return may_gather;
+        }
+        let lone = !plugged && pending == 1 && (full || self.batching.expects_lone() && !here.has_ready());
+        if B::DEFERS && lone && self.deferral.is_expected() {
             // The loop's sleep submits the only request.
             return true;
         }
-        (here.is_in_round() || plugged) && !(full && self.allow_immediate_submit(&attempt.operation))
+        !((full || lone) && self.allow_immediate_submit(&attempt.operation, full))
     }
 
-    /// Limits the work of consecutive submits outside the loop's flush, `last` being the request that
-    /// fills the queue. Where requests complete within submit, coroutines that keep filling the
-    /// queue would otherwise never return to the loop.
-    fn allow_immediate_submit(&self, last: &Operation) -> bool {
+    /// Limits the work of consecutive submits outside the loop's flush, `last` being the last request
+    /// of this one. Where requests complete within submit, the coroutines that make them would
+    /// otherwise never return to the loop.
+    fn allow_immediate_submit(&self, last: &Operation, full: bool) -> bool {
         let work = self.immediate_work.load(Ordering::Relaxed);
         let added = self.pending.len() as u64 * last.work();
         self.immediate_work.store(work.saturating_add(added), Ordering::Relaxed);
-        work < MAX_IMMEDIATE_WORK
+        work < if full { MAX_IMMEDIATE_WORK } else { MAX_LONE_WORK }
     }
 
     /// Returns whether a submit would offer the backend a request: exact under the context's lock.
@@ -247,6 +255,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
             let taken = unsafe { self.backend.defer(entries) };
             Ok(self.tell_accepted(entries, taken))
         };
+        self.batching.submitted(wanted);
         let taken = self.pending.submit_front(&lock, wanted, defer).unwrap_or(0);
         self.in_flight.store(in_flight + taken as u32, Ordering::Relaxed);
         self.tell_counters();
@@ -311,6 +320,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
         let in_flight = self.in_flight.load(Ordering::Relaxed);
         let wanted = self.pending.len().min((self.depth - in_flight) as usize);
         add(&self.counters.submits, 1);
+        self.batching.submitted(wanted);
         let submit = |entries: &mut [B::Entry]| {
             // SAFETY: *lent to the kernel*: `transfer` keeps each request's memory valid until its
             // completion is reaped.

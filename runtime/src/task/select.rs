@@ -35,9 +35,9 @@ use crate::task::{Coroutine, CoroutineBuilder, Scope, expect_spawned, scope};
 ///     let reader = spawn(move || {
 ///         let mut words = Vec::new();
 ///         loop {
-///             match select((|| receiver.recv(), || sleep(Duration::from_millis(50)))) {
+///             match select((|| receiver.recv(), || sleep(Duration::from_secs(60)))) {
 ///                 (Ok(word), _) => words.push(word), // even if the time was over as well
-///                 (Err(_), Ok(())) => return words,  // 50 ms without a word
+///                 (Err(_), Ok(())) => return words,  // a minute without a word
 ///                 (Err(_), Err(Cancelled)) => return words, // all senders are gone
 ///             }
 ///         }
@@ -46,6 +46,7 @@ use crate::task::{Coroutine, CoroutineBuilder, Scope, expect_spawned, scope};
 ///         sender.try_send(word).unwrap();
 ///         sleep(Duration::from_millis(1)).unwrap();
 ///     }
+///     drop(sender);
 ///     assert_eq!(reader.join().unwrap(), ["one", "two"]);
 /// });
 /// ```

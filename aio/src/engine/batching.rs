@@ -1,0 +1,33 @@
+//! Whether a request is likely to share a submit with others.
+//!
+//! A request waits for the end of the loop's iteration, so that one submit serves all coroutines that
+//! run in that iteration. For a coroutine that reads alone the wait would only add an iteration to each
+//! request, which takes as long as the request itself on a fast device. Nothing announces that other
+//! requests will follow: a coroutine that is about to run, or to be spawned, may make one or not. So the
+//! next batch is expected to be like the last ones.
+
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+/// Number of consecutive batches of one request after which the next is expected to be such a batch.
+const LONE_BATCHES: u32 = 8;
+
+/// The recent batches. Accessed under the context's lock.
+#[derive(Default)]
+pub(super) struct Batching {
+    /// Number of consecutive batches of one request.
+    lone: AtomicU32,
+}
+
+impl Batching {
+    /// Returns whether the next batch is likely to be of one request.
+    #[inline]
+    pub(super) fn expects_lone(&self) -> bool {
+        self.lone.load(Relaxed) >= LONE_BATCHES
+    }
+
+    /// Records the number of requests in a batch.
+    #[inline]
+    pub(super) fn submitted(&self, count: usize) {
+        self.lone.store(if count == 1 { self.lone.load(Relaxed).saturating_add(1) } else { 0 }, Relaxed);
+    }
+}
