@@ -18,6 +18,7 @@ use super::guards::{Guards, Notifier, OnCancel, ShortRead, UnplugDecrement};
 use super::owner::Owner;
 use super::request::Slot;
 use super::stats::{Detour, Stats, add};
+use super::submit::Next;
 use super::transfer::{InFlight, Request};
 use super::{Engine, abort};
 use crate::backend::Backend;
@@ -112,9 +113,10 @@ impl<B: Backend, G: Guards> ErasedEngine for Engine<B, G> {
         self.backend.before_request();
         let slot = self.requests.allocate(current);
         let request = InFlight { engine: self, slot };
-        let gathers = self.enqueue(here, attempt, slot.key());
-        if !gathers {
-            self.submit_from(Some(here));
+        match self.enqueue(here, attempt, slot.key()) {
+            Next::Batched => {}
+            Next::Alone => self.submit_alone(here, slot),
+            Next::Submit => _ = self.submit_from(Some(here)),
         }
         // The caller creates its own.
         mem::forget(request);

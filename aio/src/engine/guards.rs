@@ -161,6 +161,17 @@ pub(crate) const fn may_wedge<G: Guards>() -> bool {
         || matches!(G::PARTIAL_SUBMIT, PartialSubmit::WedgeOnError | PartialSubmit::WedgeOnEagain)
 }
 
+/// Whether all guards of submit and reap are active.
+pub(crate) const fn is_usual<G: Guards>() -> bool {
+    matches!(G::WAKE_GUARD, WakeGuard::WakeUnlessEntered)
+        && matches!(G::RING_CURSOR, RingCursor::Shared)
+        && matches!(G::IN_FLIGHT_DECREMENT, InFlightDecrement::BeforeWaking)
+        && matches!(G::AFTER_REAP, AfterReap::LoopSubmits)
+        && matches!(G::PARTIAL_SUBMIT, PartialSubmit::StayQueued)
+        && matches!(G::ON_CANCEL, OnCancel::Waits)
+        && G::REAP_LOCKS
+}
+
 /// All guards active.
 #[derive(Clone, Copy, Debug)]
 pub struct AllGuards;

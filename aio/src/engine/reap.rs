@@ -94,7 +94,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
     /// Decrements `in_flight` before the coroutine is woken, so that there is room again if that
     /// coroutine polls or panics. Checked: a completion reaped twice is detected here (rule E9).
     #[inline]
-    fn count_down(&self) {
+    pub(super) fn count_down(&self) {
         let Some(in_flight) = self.in_flight.load(Ordering::Relaxed).checked_sub(1) else { self.below_zero() };
         // Plain load and store: the lock admits one writer at a time.
         self.in_flight.store(in_flight, Ordering::Relaxed);

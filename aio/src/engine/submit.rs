@@ -16,8 +16,9 @@ use coralio_runtime::HomeRef;
 use coralio_runtime::trace::{RequestState, Span};
 
 use super::Engine;
-use super::guards::{Guards, PartialSubmit, may_wedge};
+use super::guards::{Guards, PartialSubmit, is_usual, may_wedge};
 use super::owner::{LockProof, PollLock};
+use super::request::Slot;
 use super::stats::add;
 use super::transfer::Request;
 use crate::backend::{Backend, Operation};
@@ -154,11 +155,20 @@ impl<E> Entries<E> {
     }
 }
 
+/// What follows the queueing of a request.
+pub(crate) enum Next {
+    /// Nothing: a later submit is certain, and serves other requests too.
+    Batched,
+    /// A submit.
+    Submit,
+    /// A submit of this request alone: nothing else is pending or in flight.
+    Alone,
+}
+
 impl<B: Backend, G: Guards> Engine<B, G> {
-    /// Queues a request. Returns whether it may be batched with others, because a later submit is
-    /// certain.
+    /// Queues a request. Returns what the caller does next.
     #[inline]
-    pub(crate) fn enqueue(&self, here: HomeRef<'_>, attempt: &Request, key: u64) -> bool {
+    pub(crate) fn enqueue(&self, here: HomeRef<'_>, attempt: &Request, key: u64) -> Next {
         let guard = here.acquire();
         self.tell(key, RequestState::Pending);
         self.pending.push(&guard, || {
@@ -173,15 +183,45 @@ impl<B: Backend, G: Guards> Engine<B, G> {
         let full = pending >= self.depth as usize;
         let plugged = self.plug_depth.load(Ordering::Relaxed) > 0;
         let may_gather = here.is_in_round() || plugged;
-        if !may_gather || pending > 1 && !full {
-            return may_gather;
+        if may_gather && pending > 1 && !full {
+            return Next::Batched;
         }
         let lone = !plugged && pending == 1 && (full || self.batching.expects_lone() && !here.has_ready());
-        if B::DEFERS && lone && self.deferral.is_expected() {
+        if may_gather && B::DEFERS && lone && self.deferral.is_expected() {
             // The loop's sleep submits the only request.
-            return true;
+            return Next::Batched;
         }
-        !((full || lone) && self.allow_immediate_submit(&attempt.operation, full))
+        if may_gather && !((full || lone) && self.allow_immediate_submit(&attempt.operation, full)) {
+            return Next::Batched;
+        }
+        let is_alone = lone && self.in_flight.load(Ordering::Relaxed) == 0;
+        if const { is_usual::<G>() } && is_alone && !self.traced && !self.submit_timer.is_on() && !HomeRef::in_child() {
+            Next::Alone
+        } else {
+            Next::Submit
+        }
+    }
+
+    /// Submits a request that is alone in the engine, and takes its completion if it has completed by
+    /// then. Does the same as `submit_from`, which would reap whatever is on the ring, and would wake a
+    /// coroutine that is entered, to no effect.
+    pub(crate) fn submit_alone(&self, here: HomeRef<'_>, slot: &Slot) {
+        let lock = PollLock::new(Some(here));
+        if let Err(error) = self.submit_batch(&lock) {
+            self.fail_and_submit_rest(Some(here), lock, error);
+            return;
+        }
+        // SAFETY: the context's lock is held.
+        let completion = unsafe { self.backend.peek_completion() }.filter(|completion| completion.key == slot.key());
+        if let Some(completion) = completion {
+            self.count_down();
+            // SAFETY: the lock is held; a completion was peeked, and is delivered once.
+            unsafe { self.backend.advance() };
+            self.requests.complete(completion.key, completion.result, true);
+        }
+        if B::DEFERS {
+            self.deferral.submitted(completion.is_some());
+        }
     }
 
     /// Limits the work of consecutive submits outside the loop's flush, `last` being the last request
