@@ -168,6 +168,47 @@ fn reads_of_cached_data_are_in_place_without_io_uring() {
 }
 
 #[test]
+fn offset_beyond_any_file_fails() {
+    // E10, E14: u64::MAX, which preadv2 takes for the descriptor's position, fails like any other
+    // offset beyond a file's end
+    for temp in [Temp::with(&std::env::temp_dir(), [7; 64]), Temp::with("/dev/shm".as_ref(), [7; 64])] {
+        run(|| {
+            let file = temp.open(Direct::Never);
+            for offset in [u64::MAX, u64::MAX - 1, 1 << 63] {
+                let (mut one, mut two) = ([0; 4], [0; 4]);
+                assert_eq!(file.read_at(&mut one, offset).unwrap_err().kind(), ErrorKind::InvalidInput);
+                let mut both = [IoSliceMut::new(&mut one), IoSliceMut::new(&mut two)];
+                assert_eq!(file.read_vectored_at(&mut both, offset).unwrap_err().kind(), ErrorKind::InvalidInput);
+                assert_eq!(file.write_at(&[1; 4], offset).unwrap_err().kind(), ErrorKind::InvalidInput);
+                assert_eq!((one, two), ([0; 4], [0; 4]));
+            }
+        });
+    }
+}
+
+#[test]
+fn forbidden_preadv2_costs_no_read() {
+    // E14: where a filter forbids the system call of cached reads, the engine makes them
+    if in_child("in_place::forbidden_preadv2_costs_no_read") {
+        return;
+    }
+    for errno in [libc::EPERM, libc::ENOSYS] {
+        // The filter added last decides.
+        forbid(&[(libc::SYS_preadv2, errno)]);
+        let temp = Temp::with(&std::env::temp_dir(), [7; 8192]);
+        run(|| {
+            let file = temp.open(Direct::Never);
+            let (mut one, mut two) = ([0; 5], [0; 5]);
+            file.read_exact_at(&mut one, 0).unwrap();
+            let mut both = [IoSliceMut::new(&mut one), IoSliceMut::new(&mut two)];
+            assert_eq!(file.read_vectored_at(&mut both, 100).unwrap(), 10);
+            assert_eq!((one, two), ([7; 5], [7; 5]));
+            assert_eq!(stats().requests, 2);
+        });
+    }
+}
+
+#[test]
 fn concurrent_reads_of_cached_data_share_a_submit() {
     // E7, E16: coroutines that read cached data at the same time share a system call; one alone
     // makes its own

@@ -7,21 +7,23 @@ use std::io;
 use super::{Opcode, Operation};
 
 /// Performs the operation, and blocks meanwhile. Returns bytes, or a negative `errno`. With `nowait` a
-/// read fails instead of waiting for a device: `EAGAIN`, or `EOPNOTSUPP` where the kernel cannot tell.
-/// Other operations ignore `nowait`.
+/// read fails instead of waiting for a device: `EAGAIN`, or `EOPNOTSUPP` where the kernel cannot tell
+/// or the call is forbidden. Other operations ignore `nowait`.
 ///
 /// # Safety
 ///
 /// The memory that `operation` names is valid, and for reads unaliased.
 pub(crate) unsafe fn execute(operation: &Operation, nowait: bool) -> i64 {
     let Operation { opcode, fd, addr, len, offset } = *operation;
-    let (len, offset) = (len as usize, offset as i64);
+    // preadv2 takes the offset -1 for the descriptor's own position: use another one beyond any
+    // file's end.
+    let (len, offset) = (len as usize, offset.min(u64::MAX - 1) as i64);
     let memory = addr as *mut libc::c_void;
     let vectors = addr as *const libc::iovec;
     // The kernel rejects counts that large anyway, with EINVAL.
     let count = i32::try_from(len).unwrap_or(i32::MAX);
     // SAFETY: promised by the caller.
-    uninterrupted(|| unsafe {
+    let result = uninterrupted(|| unsafe {
         match opcode {
             Opcode::Read if nowait => {
                 let vector = libc::iovec { iov_base: memory, iov_len: len };
@@ -35,7 +37,13 @@ pub(crate) unsafe fn execute(operation: &Operation, nowait: bool) -> i64 {
             Opcode::SyncData => libc::fdatasync(fd) as isize,
             Opcode::SyncAll => libc::fsync(fd) as isize,
         }
-    })
+    });
+    match (-result) as i32 {
+        // A seccomp filter refuses preadv2. If the error is the file's own, the next attempt
+        // without `nowait` gets it.
+        libc::EPERM | libc::ENOSYS if nowait => -i64::from(libc::EOPNOTSUPP),
+        _ => result,
+    }
 }
 
 /// Makes a system call, retrying it on EINTR.
