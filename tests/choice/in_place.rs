@@ -322,6 +322,38 @@ fn requests_in_place_are_refused_without_the_engine() {
 }
 
 #[test]
+fn drain_and_detach_follow_requests_in_place() {
+    // E12: a request in place is performed before others run: drain and detach come after it, and it
+    // does not fail because of them
+    let temp = on_tmpfs();
+    run(|| {
+        let file = Rc::new(temp.open(Direct::Auto));
+        let calls = Rc::new(Cell::new(0));
+        let writer = {
+            let (file, calls) = (Rc::clone(&file), Rc::clone(&calls));
+            spawn(move || {
+                loop {
+                    let offset = calls.get() * 4096;
+                    calls.set(calls.get() + 1);
+                    if let Err(error) = file.write_at(&page(4), offset) {
+                        break error.kind();
+                    }
+                }
+            })
+        };
+        for _ in 0..100 {
+            yield_now();
+            file.drain().unwrap();
+            assert_eq!(std::fs::metadata(&temp.0).unwrap().len(), calls.get() * 4096);
+        }
+        let _detached = driver::detach().unwrap();
+        let before = calls.get();
+        assert_eq!(writer.join().unwrap(), ErrorKind::NotConnected);
+        assert_eq!(calls.get(), before + 1, "only the next call fails");
+    });
+}
+
+#[test]
 fn request_in_place_appears_in_the_trace() {
     // W7, E16: the trace shows a request in place like any other: pending, in flight, done
     let (temp, trace) = (on_tmpfs(), Trace::new(1000));

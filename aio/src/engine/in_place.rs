@@ -62,13 +62,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
         // SAFETY: used only within this call.
         let Some(here) = (unsafe { HomeRef::here() }) else { return self.refusal(None) };
         let Some(current) = here.current() else { outside_a_coroutine() };
-        let is_ours = || self.owner.is(|context| here.is_of(context));
-        let most = if here.has_ready() { MAX_WORK_BEFORE_OTHERS } else { MAX_WORK };
-        if self.in_place.work.load(Ordering::Relaxed) >= most && is_ours() && can_suspend() {
-            self.in_place.work.store(0, Ordering::Relaxed);
-            yield_now();
-        }
-        if !is_ours() || here.check_cancelled().is_err() {
+        if !self.owner.is(|context| here.is_of(context)) || here.check_cancelled().is_err() {
             return self.refusal(Some(here));
         }
         let mut operation = Operation { fd, ..request.operation };
@@ -89,6 +83,12 @@ impl<B: Backend, G: Guards> Engine<B, G> {
                 self.tell(slot.key(), state);
             }
             self.requests.free(slot);
+        }
+        // Afterwards: a drain, or a detach, that begins in between finds the request performed.
+        let most = if here.has_ready() { MAX_WORK_BEFORE_OTHERS } else { MAX_WORK };
+        if self.in_place.work.load(Ordering::Relaxed) >= most && can_suspend() {
+            self.in_place.work.store(0, Ordering::Relaxed);
+            yield_now();
         }
         result
     }
