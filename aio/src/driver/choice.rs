@@ -24,7 +24,7 @@ pub enum BackendKind {
     /// | request | interface | reason |
     /// |---|---|---|
     /// | on tmpfs | a system call in place | it does not wait for a device; io_uring would pass it to a worker thread |
-    /// | read whose data is in the page cache | a system call in place | as above |
+    /// | read whose data is in the page cache, while no other coroutine is ready | a system call in place | it does not wait for a device |
     /// | any other | io_uring | the least CPU time per request, and its submit does not block |
     ///
     /// If io_uring is not available, as in many containers, native AIO takes its place, plus a

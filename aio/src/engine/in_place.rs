@@ -7,6 +7,9 @@
 //! them. Where several coroutines read cached data at the same time, one submit for all costs less than a
 //! system call each, so the engine takes these too ([`ErasedEngine::shares_submit`]).
 //!
+//! Pages of tmpfs that have been swapped out do make the loop wait, as they would within the submit of
+//! native AIO.
+//!
 //! A request in place counts in the engine's statistics and appears in its trace. It does not wait
 //! for a plug, which could not save it a system call.
 
@@ -31,7 +34,8 @@ use crate::backend::{Backend, Opcode, Operation};
 const MAX_WORK: u64 = 32;
 /// The same while other coroutines are ready.
 const MAX_WORK_BEFORE_OTHERS: u64 = 4;
-/// A longer read is split, so that other coroutines run in between.
+/// A longer read is split, so that other coroutines run in between. Writes are not, nor are vectored
+/// requests.
 const MAX_READ: u64 = 1 << 20;
 
 /// The requests of an engine's context that were performed in place. Written only by the home thread.

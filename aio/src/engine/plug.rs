@@ -11,7 +11,8 @@ use crate::backend::Backend;
 /// Holds requests back while it exists; when the last plug is dropped, the loop submits them.
 ///
 /// A plug is a performance hint: before the loop sleeps, and every sixteenth iteration, it submits
-/// plugged requests too.
+/// plugged requests too. Requests that the loop's thread performs itself
+/// ([`Stats::in_place`](crate::driver::Stats::in_place)) are not held back.
 #[must_use = "requests are held back until the plug is dropped"]
 pub struct Plug {
     engine: Arc<dyn ErasedEngine>,
