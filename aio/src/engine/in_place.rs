@@ -73,21 +73,25 @@ impl<B: Backend, G: Guards> Engine<B, G> {
         if operation.opcode == Opcode::Read {
             operation.len = operation.len.min(MAX_READ);
         }
+        let traced = self.traced.then(|| self.requests.allocate(current));
+        let tell = |state| traced.into_iter().for_each(|slot| self.tell(slot.key(), state));
+        tell(RequestState::Pending);
         // SAFETY: promised by the caller.
         let result = self.submit_timer.time(|| unsafe { execute(&operation, request.nowait) });
-        if request.nowait && matches!((-result) as i32, libc::EAGAIN | libc::EOPNOTSUPP) {
+        let is_refused = request.nowait && matches!((-result) as i32, libc::EAGAIN | libc::EOPNOTSUPP);
+        if is_refused {
+            tell(RequestState::Refused(result));
+        } else {
+            tell(RequestState::InFlight);
+            tell(RequestState::Done(result));
+        }
+        traced.into_iter().for_each(|slot| self.requests.free(slot));
+        if is_refused {
             // The engine will count it.
             return result;
         }
         add(&self.in_place.requests, 1);
         add(&self.in_place.work, operation.work());
-        if self.traced {
-            let slot = self.requests.allocate(current);
-            for state in [RequestState::Pending, RequestState::InFlight, RequestState::Done(result)] {
-                self.tell(slot.key(), state);
-            }
-            self.requests.free(slot);
-        }
         // Afterwards: a drain, or a detach, that begins in between finds the request performed.
         let most = if here.has_ready() { MAX_WORK_BEFORE_OTHERS } else { MAX_WORK };
         if self.in_place.work.load(Ordering::Relaxed) >= most && can_suspend() {
