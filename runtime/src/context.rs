@@ -426,9 +426,9 @@ impl AioContext {
     /// happens. For authors of engines.
     #[track_caller]
     pub fn schedule(&self, token: CoroutineId) {
-        if token.id.lives_in(self.shared.scheduler.id()) {
+        if token.lives_in(self.shared.scheduler.id()) {
             // An error means it is on the list already: one wake serves both calls.
-            let _ = self.shared.scheduler.schedule(token.id);
+            let _ = self.shared.scheduler.schedule(token);
         }
     }
 }

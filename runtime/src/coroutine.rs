@@ -19,7 +19,7 @@ pub(crate) use attributes::Attributes;
 pub(crate) use block_pool::BlockPool;
 pub(crate) use control_block::{ControlBlock, Joiner, LocalState, RawCoroutine, ResultSlot, Resume, State};
 pub(crate) use error::{Cancelled, EnterError, ScheduleError, not_entered};
-pub(crate) use id::{BlockRef, CoroutineId};
+pub(crate) use id::CoroutineId;
 pub(crate) use local_value::LocalValue;
 pub(crate) use lock_owner::LockOwner;
 pub(crate) use run_queue::RunQueue;

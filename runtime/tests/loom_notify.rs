@@ -36,7 +36,7 @@ mod atomic {
 
 /// A coroutine is a number.
 mod coroutine {
-    pub(crate) type BlockRef = usize;
+    pub(crate) type CoroutineId = usize;
 }
 
 #[path = "../src/scheduler/notify.rs"]

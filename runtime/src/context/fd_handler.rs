@@ -23,7 +23,7 @@ use slab::Slab;
 
 use crate::context::registration::{Entry, Kind, Started, State, Table};
 use crate::context::{NOTIFY_TOKEN, SharedContext};
-use crate::coroutine::BlockRef;
+use crate::coroutine::CoroutineId;
 use crate::scheduler::SharedScheduler;
 use crate::sys::{Epoll, Ready, prefetch};
 use crate::trace::Span;
@@ -79,7 +79,7 @@ impl Readiness {
 pub(crate) trait EdgeListener: Send + Sync {
     /// Records epoll's events, and moves the coroutines that wait for them to `woken`. Called with
     /// the table of watches locked, so this runs no foreign code.
-    fn report(&self, events: u32, woken: &mut Vec<BlockRef>);
+    fn report(&self, events: u32, woken: &mut Vec<CoroutineId>);
 
     /// Prefetches the memory that `report` uses.
     fn prefetch(&self);
@@ -125,7 +125,7 @@ pub(crate) struct Queues {
     /// Edges that are reported but not passed on to their listeners yet.
     edges: Vec<Ready>,
     /// Empty; its memory is used again and again.
-    woken: Vec<BlockRef>,
+    woken: Vec<CoroutineId>,
     /// Number of watches with an interest: each watch for edges counts 1, each other one `LEVEL`.
     /// Most contexts have no watch.
     interested: u64,

@@ -258,7 +258,7 @@ impl<'h> HomeRef<'h> {
     /// loop.
     #[inline]
     pub fn current(self) -> Option<CoroutineId> {
-        self.home.scheduler.running().map(|block| CoroutineId::of(block.id()))
+        self.home.scheduler.running().map(|block| block.id())
     }
 
     /// Returns whether this process is the child of a fork by a coroutine. In the child the home no
@@ -352,9 +352,9 @@ impl<'h> HomeRef<'h> {
     #[inline]
     #[track_caller]
     pub fn wake_unless_entered(self, token: CoroutineId) -> bool {
-        let ours = token.id.lives_in(self.home.scheduler.shared.id());
+        let ours = token.lives_in(self.home.scheduler.shared.id());
         if ours {
-            self.home.scheduler.wake_unless_entered(token.id.block);
+            self.home.scheduler.wake_unless_entered(token.block);
         }
         ours
     }

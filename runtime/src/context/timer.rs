@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use crate::context::SharedContext;
 use crate::context::registration::{Entry, Key, Kind, Started, State, Table};
-use crate::coroutine::BlockRef;
+use crate::coroutine::CoroutineId;
 use crate::trace::Span;
 
 mod handle;
@@ -28,7 +28,7 @@ pub use handle::{Timer, TimerInfo};
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Action {
     Callback,
-    Wake(BlockRef),
+    Wake(CoroutineId),
     /// Only wakes the loop.
     Nothing,
 }

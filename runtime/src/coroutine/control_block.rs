@@ -18,7 +18,9 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use corosensei::Yielder;
 
-use crate::coroutine::{Attributes, BlockRef, Deadline, LocalValue, RunningStack, StackLease, StateWord, WaitReason};
+use crate::coroutine::{
+    Attributes, CoroutineId, Deadline, LocalValue, RunningStack, StackLease, StateWord, WaitReason,
+};
 use crate::sys::{format_fn, prefetch};
 
 /// The command with which a coroutine is resumed.
@@ -121,7 +123,7 @@ const _: () = assert!(std::mem::offset_of!(ControlBlock, local) + std::mem::offs
 
 /// The party that waits for a coroutine's end.
 pub(crate) enum Joiner {
-    Coroutine(BlockRef),
+    Coroutine(CoroutineId),
     /// The task that polls the join handle as a future.
     Task(std::task::Waker),
 }
@@ -189,8 +191,8 @@ impl ControlBlock {
     }
 
     #[inline]
-    pub(crate) fn id(&'static self) -> BlockRef {
-        BlockRef { block: self, generation: self.word.generation() }
+    pub(crate) fn id(&'static self) -> CoroutineId {
+        CoroutineId { block: self, generation: self.word.generation() }
     }
 
     /// Returns the number of the context that holds the block. Callable from any thread: a hint

@@ -5,17 +5,17 @@ use std::{fmt, ptr};
 use crate::coroutine::ControlBlock;
 use crate::trace;
 
-/// The identity of a coroutine, as this crate uses it.
-///
-/// Any thread may hold one. Only the home thread may use more of the block than
-/// [`BlockRef::is_live`].
+/// A coroutine as plain data, usable on any thread: an I/O engine stores it with a request. Its
+/// context acts on it: [`HomeRef`](crate::HomeRef) and
+/// [`AioContext::schedule`](crate::AioContext::schedule).
+// Only the home thread may use more of the block than `is_live`.
 #[derive(Clone, Copy)]
-pub(crate) struct BlockRef {
+pub struct CoroutineId {
     pub(crate) block: &'static ControlBlock,
     pub(crate) generation: u64,
 }
 
-impl BlockRef {
+impl CoroutineId {
     /// Returns whether the coroutine has not ended, or has ended with a result that was not fetched
     /// yet.
     #[inline]
@@ -35,28 +35,13 @@ impl BlockRef {
     }
 }
 
-impl PartialEq for BlockRef {
-    fn eq(&self, other: &BlockRef) -> bool {
+impl PartialEq for CoroutineId {
+    fn eq(&self, other: &CoroutineId) -> bool {
         ptr::eq(self.block, other.block) && self.generation == other.generation
     }
 }
 
-impl Eq for BlockRef {}
-
-/// A coroutine as an I/O engine stores it with a request: plain data, usable on any thread. Its
-/// context acts on it: [`HomeRef`](crate::HomeRef) and
-/// [`AioContext::schedule`](crate::AioContext::schedule).
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct CoroutineId {
-    pub(crate) id: BlockRef,
-}
-
-impl CoroutineId {
-    #[inline]
-    pub(crate) fn of(id: BlockRef) -> CoroutineId {
-        CoroutineId { id }
-    }
-}
+impl Eq for CoroutineId {}
 
 impl fmt::Debug for CoroutineId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -6,7 +6,7 @@ use std::panic::Location;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-use crate::coroutine::{BlockRef, ControlBlock};
+use crate::coroutine::{ControlBlock, CoroutineId};
 
 /// The owner of a lock, and where the lock was taken. For messages, and to detect a coroutine that
 /// would wait for itself. Relaxed: a coroutine sees its own writes, and nothing depends on seeing
@@ -51,7 +51,7 @@ impl LockOwner {
             let at = self.at.load(Ordering::Relaxed).as_ref()?;
             let generation = self.generation.load(Ordering::Relaxed);
             let block = self.block.load(Ordering::Relaxed).as_ref();
-            Some(OwnerSnapshot { holder: block.map(|block| BlockRef { block, generation }), at })
+            Some(OwnerSnapshot { holder: block.map(|block| CoroutineId { block, generation }), at })
         }
     }
 }
@@ -59,6 +59,6 @@ impl LockOwner {
 /// An owner as it was when the record was read.
 pub(crate) struct OwnerSnapshot {
     /// `None`: taken on a thread's own stack, in the loop, or for an owned guard.
-    pub(crate) holder: Option<BlockRef>,
+    pub(crate) holder: Option<CoroutineId>,
     pub(crate) at: &'static Location<'static>,
 }

@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-use crate::coroutine::{BlockRef, ControlBlock, LockOwner, State, WaitReason};
+use crate::coroutine::{ControlBlock, CoroutineId, LockOwner, State, WaitReason};
 use crate::scheduler::Scheduler;
 use crate::sys::format_fn;
 use crate::trace::WaitKind;
 
-impl BlockRef {
+impl CoroutineId {
     /// Returns whether the coroutine has ended, as seen from the scheduler's thread.
     fn has_ended(self, scheduler: &Scheduler) -> bool {
         !self.is_live()

@@ -13,7 +13,7 @@ use std::{io, thread};
 use corosensei::Yielder;
 
 use crate::coroutine::{
-    Attributes, BlockRef, Cancelled, ControlBlock, Joiner, RawCoroutine, ResultSlot, Resume, RunningStack, State,
+    Attributes, Cancelled, ControlBlock, CoroutineId, Joiner, RawCoroutine, ResultSlot, Resume, RunningStack, State,
 };
 use crate::scheduler::Scheduler;
 use crate::sys::{__rust_begin_short_backtrace, Payload};
@@ -25,7 +25,7 @@ impl Scheduler {
     ///
     /// Everything that `F` and `T` borrow lives until the coroutine has ended, at the latest when
     /// `LocalContext::run` returns.
-    pub(crate) unsafe fn create<F, T>(&self, attributes: Attributes, propagates: bool, f: F) -> io::Result<BlockRef>
+    pub(crate) unsafe fn create<F, T>(&self, attributes: Attributes, propagates: bool, f: F) -> io::Result<CoroutineId>
     where
         F: FnOnce() -> T,
     {
@@ -44,7 +44,7 @@ impl Scheduler {
     /// # Safety
     ///
     /// As [`Scheduler::create`].
-    unsafe fn create_from<F, T>(&self, attributes: Attributes, propagates: bool, f: F) -> io::Result<BlockRef>
+    unsafe fn create_from<F, T>(&self, attributes: Attributes, propagates: bool, f: F) -> io::Result<CoroutineId>
     where
         F: FnOnce() -> T,
     {

@@ -7,12 +7,12 @@
 //! atomics.
 
 use crate::atomic::{AtomicBool, Mutex, Ordering};
-use crate::coroutine::BlockRef;
+use crate::coroutine::CoroutineId;
 
 /// An item of work.
 pub(crate) enum RemoteEvent {
     /// Schedules a coroutine of this context.
-    Wake(BlockRef),
+    Wake(CoroutineId),
     /// Calls this on the home thread, to create a coroutine.
     Run(Box<dyn FnOnce() + Send>),
 }

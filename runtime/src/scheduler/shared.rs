@@ -8,7 +8,7 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::coroutine::{BlockRef, ScheduleError, ScheduleOutcome};
+use crate::coroutine::{CoroutineId, ScheduleError, ScheduleOutcome};
 use crate::scheduler::{NotifyState, RemoteEvent, RemoteQueue, Scheduler};
 use crate::sys::{Clock, EventFd};
 use crate::trace::{Span, SpanGuard, Tracer, Wake};
@@ -116,7 +116,7 @@ impl SharedScheduler {
 
     /// Wakes a coroutine of this context, but does not enter it here. From any thread.
     #[track_caller]
-    pub(crate) fn wake_later(&self, id: BlockRef) {
+    pub(crate) fn wake_later(&self, id: CoroutineId) {
         match self.at_home() {
             Some(scheduler) => scheduler.wake_later(id),
             // An error means it is on the list already: one wake serves both calls.
@@ -126,7 +126,7 @@ impl SharedScheduler {
 
     /// Schedules a coroutine of this context for the loop's next iteration. From any thread.
     #[track_caller]
-    pub(crate) fn schedule(&self, id: BlockRef) -> Result<(), ScheduleError> {
+    pub(crate) fn schedule(&self, id: CoroutineId) -> Result<(), ScheduleError> {
         let here = Location::caller();
         match id.block.word.claim(id.generation) {
             ScheduleOutcome::Claimed => {
@@ -153,7 +153,7 @@ impl SharedScheduler {
     ///
     /// May enter the coroutine.
     #[track_caller]
-    pub(crate) fn wake(&self, id: BlockRef) {
+    pub(crate) fn wake(&self, id: CoroutineId) {
         match self.at_home() {
             Some(scheduler) => scheduler.wake(id),
             // An error means it is on the list already: one wake serves both calls.

@@ -8,7 +8,7 @@ use std::thread;
 
 use corosensei::CoroutineResult;
 
-use crate::coroutine::{BlockRef, Cancelled, ControlBlock, EnterError, LocalState, Resume, State, WaitReason};
+use crate::coroutine::{Cancelled, ControlBlock, CoroutineId, EnterError, LocalState, Resume, State, WaitReason};
 use crate::scheduler::{Frame, Scheduler, store_backtrace};
 use crate::sys::{Payload, prefetch};
 use crate::trace::addresses;
@@ -20,7 +20,7 @@ impl Scheduler {
     ///
     /// Enters the coroutine, then the coroutines that it woke.
     #[inline]
-    pub(crate) fn try_enter(&self, id: BlockRef) -> Result<(), EnterError> {
+    pub(crate) fn try_enter(&self, id: CoroutineId) -> Result<(), EnterError> {
         if id.is_live() && self.local(id.block).state.get() == State::Suspended && !id.block.word.is_scheduled() {
             if self.is_panicking() {
                 self.above_unwinding(|| self.enter(id.block));
@@ -33,7 +33,7 @@ impl Scheduler {
     }
 
     #[cold]
-    fn refuse_to_enter(&self, id: BlockRef) -> EnterError {
+    fn refuse_to_enter(&self, id: CoroutineId) -> EnterError {
         if !id.is_live() {
             return EnterError::Ended;
         }

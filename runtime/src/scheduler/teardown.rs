@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use crate::coroutine::{BlockRef, ControlBlock, Resume, State};
+use crate::coroutine::{ControlBlock, CoroutineId, Resume, State};
 use crate::scheduler::{Frame, Scheduler};
 use crate::sys::{FirstPanic, Payload, abort, in_child, report};
 
@@ -93,7 +93,7 @@ impl Scheduler {
 
     /// Ends one coroutine in place, for a scope whose own stack unwinds, and drops its result.
     /// Returns the payload of its panic, if any.
-    pub(crate) fn end_now(&self, id: BlockRef) -> Option<Payload> {
+    pub(crate) fn end_now(&self, id: CoroutineId) -> Option<Payload> {
         if !id.is_live() {
             return None;
         }

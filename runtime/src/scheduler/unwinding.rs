@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::panic::{Location, resume_unwind};
 use std::{ptr, thread};
 
-use crate::coroutine::{BlockRef, Cancelled, LocalState};
+use crate::coroutine::{Cancelled, CoroutineId, LocalState};
 use crate::scheduler::Scheduler;
 use crate::sys::abort;
 use crate::trace::WaitKind;
@@ -19,7 +19,7 @@ pub(super) struct Unwinding {
     /// suspended.
     beneath: Cell<bool>,
     /// The coroutine most recently suspended above an unwinding stack. For messages.
-    suspended_above: Cell<Option<BlockRef>>,
+    suspended_above: Cell<Option<CoroutineId>>,
 }
 
 impl Default for Unwinding {
@@ -88,7 +88,7 @@ impl Scheduler {
 
     /// Returns another coroutine that was suspended above an unwinding stack. A panic of that
     /// coroutine may be undetected, and the thread's panic state may be due to that panic.
-    fn hidden_unwinding(&self, local: &LocalState) -> Option<BlockRef> {
+    fn hidden_unwinding(&self, local: &LocalState) -> Option<CoroutineId> {
         self.unwinding.suspended_above.get().filter(|other| other.is_live() && !ptr::eq(self.local(other.block), local))
     }
 

@@ -4,7 +4,7 @@
 use std::panic::Location;
 use std::thread;
 
-use crate::coroutine::{BlockRef, ControlBlock, State};
+use crate::coroutine::{ControlBlock, CoroutineId, State};
 use crate::scheduler::Scheduler;
 use crate::trace::Wake;
 
@@ -16,7 +16,7 @@ impl Scheduler {
     /// Enters the coroutine if none is running; otherwise it runs when the running one yields or
     /// ends.
     #[track_caller]
-    pub(crate) fn wake(&self, id: BlockRef) {
+    pub(crate) fn wake(&self, id: CoroutineId) {
         if !id.is_live() || self.ending.get() {
             return;
         }
@@ -36,7 +36,7 @@ impl Scheduler {
     /// it. The coroutine runs when the running one yields or ends, or else in the loop's next
     /// iteration.
     #[track_caller]
-    pub(crate) fn wake_later(&self, id: BlockRef) {
+    pub(crate) fn wake_later(&self, id: CoroutineId) {
         let suspended = id.is_live() && self.local(id.block).state.get() == State::Suspended;
         if suspended && self.running.get().is_none() && !self.ending.get() {
             self.trace_wake(id.block, Wake::Scheduled);

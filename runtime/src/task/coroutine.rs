@@ -13,9 +13,7 @@ use std::panic::Location;
 use std::sync::Arc;
 
 use crate::context::{HomeRef, LocalContext};
-use crate::coroutine::{
-    Attributes, BlockRef, Cancelled, CoroutineId, EnterError, ScheduleError, State, WaitReason, not_entered,
-};
+use crate::coroutine::{Attributes, Cancelled, CoroutineId, EnterError, ScheduleError, State, WaitReason, not_entered};
 use crate::scheduler::Scheduler;
 use crate::sys::refuse_in_child;
 use crate::task::{Waker, expect_spawned};
@@ -102,13 +100,13 @@ impl CoroutineBuilder {
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Coroutine {
-    pub(crate) id: BlockRef,
+    pub(crate) id: CoroutineId,
     _home: PhantomData<*const ()>,
 }
 
 impl Coroutine {
     #[inline]
-    pub(crate) fn of(id: BlockRef) -> Coroutine {
+    pub(crate) fn of(id: CoroutineId) -> Coroutine {
         Coroutine { id, _home: PhantomData }
     }
 
@@ -314,7 +312,7 @@ impl Coroutine {
     /// Returns the coroutine as plain data. For authors of engines.
     #[inline]
     pub fn token(self) -> CoroutineId {
-        CoroutineId { id: self.id }
+        self.id
     }
 
     /// Returns a handle for other threads and contexts, which can wake or cancel the coroutine.
@@ -332,7 +330,7 @@ impl HomeRef<'_> {
     /// Returns the coroutine behind `token`, if it is alive.
     #[inline]
     pub fn coroutine(self, token: CoroutineId) -> Option<Coroutine> {
-        token.id.lives_in(self.home.scheduler.shared.id()).then(|| Coroutine::of(token.id))
+        token.lives_in(self.home.scheduler.shared.id()).then(|| Coroutine::of(token))
     }
 }
 

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::{io, thread};
 
 use crate::context::LocalContext;
-use crate::coroutine::{BlockRef, Cancelled, WaitReason};
+use crate::coroutine::{Cancelled, CoroutineId, WaitReason};
 use crate::scheduler::Scheduler;
 use crate::task::{Coroutine, CoroutineBuilder, JoinHandle, expect_spawned};
 
@@ -77,7 +77,7 @@ struct Shared {
     /// The numbers of the coroutines that have ended, in that order.
     ended: RefCell<VecDeque<u64>>,
     /// The coroutine that waits for one of them.
-    waiter: Cell<Option<BlockRef>>,
+    waiter: Cell<Option<CoroutineId>>,
 }
 
 /// Held by each coroutine of the set, and dropped last.

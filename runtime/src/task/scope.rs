@@ -15,7 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::{io, thread, vec};
 
 use crate::context::LocalContext;
-use crate::coroutine::{BlockRef, Cancelled, WaitReason};
+use crate::coroutine::{Cancelled, CoroutineId, WaitReason};
 use crate::scheduler::Scheduler;
 use crate::sys::{__rust_begin_short_backtrace, Payload, drop_quietly};
 use crate::task::{Coroutine, CoroutineBuilder, JoinHandle, expect_spawned};
@@ -82,11 +82,11 @@ type Panic = Cell<Option<Payload>>;
 /// A scope to spawn coroutines in, which may borrow from outside the call of [`scope()`].
 pub struct Scope<'scope, 'env: 'scope> {
     /// The coroutines spawned; some may have ended.
-    members: RefCell<Vec<BlockRef>>,
+    members: RefCell<Vec<CoroutineId>>,
     /// The number of coroutines that have not ended.
     left: Cell<usize>,
     /// The coroutine that waits for the last of them.
-    waiter: Cell<Option<BlockRef>>,
+    waiter: Cell<Option<CoroutineId>>,
     /// The first panic that no handle receives.
     panic: Panic,
     scope: PhantomData<&'scope mut &'scope ()>,
@@ -183,7 +183,7 @@ impl<'scope> Scope<'scope, '_> {
     pub fn cancel(&self) {
         /// The members not cancelled yet. If one panics, the others are cancelled while that panic
         /// unwinds, when `cancel` enters none.
-        struct Rest(vec::IntoIter<BlockRef>);
+        struct Rest(vec::IntoIter<CoroutineId>);
         impl Drop for Rest {
             fn drop(&mut self) {
                 for member in self.0.by_ref() {

@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use std::thread;
 
 use crate::context::LocalContext;
-use crate::coroutine::{BlockRef, Cancelled, Joiner, State, WaitReason};
+use crate::coroutine::{Cancelled, CoroutineId, Joiner, State, WaitReason};
 use crate::scheduler::Scheduler;
 use crate::sys::refuse_in_child;
 use crate::task::{Coroutine, CoroutineBuilder, expect_spawned};
@@ -151,7 +151,7 @@ impl CoroutineBuilder {
 /// thread.
 #[must_use = "dropping the handle detaches the coroutine; call `drop` on it if that is intended"]
 pub struct JoinHandle<T> {
-    pub(crate) id: BlockRef,
+    pub(crate) id: CoroutineId,
     _result: PhantomData<(*const (), T)>,
 }
 

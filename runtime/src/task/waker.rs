@@ -3,13 +3,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::coroutine::{BlockRef, ScheduleError};
+use crate::coroutine::{CoroutineId, ScheduleError};
 use crate::scheduler::SharedScheduler;
 
 /// Wakes a coroutine from any thread.
 #[derive(Clone)]
 pub struct Waker {
-    pub(crate) id: BlockRef,
+    pub(crate) id: CoroutineId,
     pub(crate) shared: Arc<SharedScheduler>,
 }
 

@@ -13,7 +13,7 @@ use rustix::net::sockopt::Timeout;
 
 use super::time_limit::TimeLimit;
 use crate::context::{EdgeListener, LocalContext, Readiness};
-use crate::coroutine::{BlockRef, WaitReason};
+use crate::coroutine::{CoroutineId, WaitReason};
 use crate::sys::prefetch;
 
 /// The edges that epoll has reported for one direction, and the coroutines that wait for the next.
@@ -32,14 +32,14 @@ pub(super) struct Edges {
 /// The coroutines that wait for an edge, all of the descriptor's context. Usually there is one.
 #[derive(Default)]
 struct Waiters {
-    first: Option<BlockRef>,
-    others: Vec<BlockRef>,
+    first: Option<CoroutineId>,
+    others: Vec<CoroutineId>,
 }
 
 const _: () = assert!(size_of::<Edges>() == 64);
 
 impl Waiters {
-    fn insert(&mut self, id: BlockRef) {
+    fn insert(&mut self, id: CoroutineId) {
         match self.first {
             None => self.first = Some(id),
             Some(first) if first == id || self.others.contains(&id) => {}
@@ -47,7 +47,7 @@ impl Waiters {
         }
     }
 
-    fn remove(&mut self, id: BlockRef) {
+    fn remove(&mut self, id: CoroutineId) {
         if self.first == Some(id) {
             self.first = None;
         } else {
@@ -64,7 +64,7 @@ pub(super) struct BothEdges {
 }
 
 impl EdgeListener for BothEdges {
-    fn report(&self, events: u32, woken: &mut Vec<BlockRef>) {
+    fn report(&self, events: u32, woken: &mut Vec<CoroutineId>) {
         let readiness = Readiness::of(events);
         let is_urgent = events & libc::EPOLLPRI as u32 != 0;
         let closing = events & (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) as u32 != 0;
@@ -83,7 +83,7 @@ impl EdgeListener for BothEdges {
 }
 
 impl Edges {
-    fn report(&self, short_reads_show_nothing: bool, woken: &mut Vec<BlockRef>) {
+    fn report(&self, short_reads_show_nothing: bool, woken: &mut Vec<CoroutineId>) {
         if short_reads_show_nothing {
             // Relaxed: the store of the count, below, publishes the flag.
             self.short_reads_show_nothing.store(true, Ordering::Relaxed);
@@ -139,7 +139,7 @@ impl Direction<'_> {
         /// Leaves the waiters when the coroutine unwinds.
         struct Waiter<'a> {
             edges: &'a Edges,
-            id: BlockRef,
+            id: CoroutineId,
         }
         impl Drop for Waiter<'_> {
             #[cold]

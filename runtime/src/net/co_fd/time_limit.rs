@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::net::sockopt::{Timeout, socket_timeout};
 
 use crate::context::{Action, LocalContext, Timer};
-use crate::coroutine::BlockRef;
+use crate::coroutine::CoroutineId;
 use crate::net::readiness::BorrowedRawFd;
 
 /// The known timeouts of a socket.
@@ -80,7 +80,7 @@ pub(super) struct TimeLimit {
 impl TimeLimit {
     /// Starts a timer that wakes the coroutine.
     #[cold]
-    pub(super) fn arm(&self, home: &LocalContext, id: BlockRef) -> Timer {
+    pub(super) fn arm(&self, home: &LocalContext, id: CoroutineId) -> Timer {
         Timer::start(self.deadline, Action::Wake(id), &home.context.shared)
     }
 
