@@ -1,11 +1,10 @@
 //! Bottom halves: callbacks that the loop runs in its next iteration (rule X3).
 //!
 //! Cancelling or rescheduling a bottom half changes its ticket, which makes its queue entry stale.
-//! The entries that an iteration has *taken up* are in a queue of the context, not of the
-//! iteration: a nested poll continues where the outer iteration stopped, and leaves it nothing.
+//! The entries that an iteration has *taken up* are the first ones of the context's queue: a nested
+//! poll continues where the outer iteration stopped, and leaves it nothing.
 
 use std::collections::VecDeque;
-use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,7 +36,8 @@ type Queued = (usize, u64);
 #[derive(Default)]
 pub(crate) struct Queues {
     scheduled: VecDeque<Queued>,
-    taken: VecDeque<Queued>,
+    /// How many of the first entries were taken up.
+    taken: usize,
     idle: VecDeque<(Instant, Queued)>,
 }
 
@@ -52,18 +52,20 @@ impl Kind for BottomHalfKind {
     }
 
     fn pending(State { queues, .. }: &State<Self>) -> u64 {
-        u64::from(!queues.taken.is_empty() || !queues.scheduled.is_empty() || !queues.idle.is_empty())
+        u64::from(!queues.scheduled.is_empty() || !queues.idle.is_empty())
     }
 
     fn cancel(entry: &mut Entry<Self>, _: &mut Queues, _: &SharedContext) {
         entry.ticket = 0;
     }
 
+    #[inline]
     fn requeue(state: &mut State<Self>, index: usize, shared: &SharedContext) -> bool {
-        state.entries[index].ticket != 0 && {
-            state.enqueue(index, &shared.scheduler.clock);
-            true
+        let Entry { ticket, kind: BottomHalfKind { is_idle, .. }, .. } = state.entries[index];
+        if ticket != 0 {
+            state.enqueue((index, ticket), is_idle, &shared.scheduler.clock);
         }
+        ticket != 0
     }
 }
 
@@ -81,44 +83,36 @@ impl State<BottomHalfKind> {
         // A running bottom half is queued when its callback has returned, so that it is not entered
         // again before.
         if !entry.is_running {
-            self.enqueue(key.index, clock);
+            self.enqueue((key.index, ticket), as_idle, clock);
         }
         true
     }
 
-    fn enqueue(&mut self, index: usize, clock: &Clock) {
-        self.forget_cancelled();
-        let entry = &self.entries[index];
-        let queued = (index, entry.ticket);
-        match entry.kind.is_idle {
+    fn enqueue(&mut self, queued: Queued, as_idle: bool, clock: &Clock) {
+        let Queues { scheduled, idle, .. } = &mut self.queues;
+        if scheduled.len().max(idle.len()) >= 2 * self.entries.len() + 64 {
+            self.forget_cancelled();
+        }
+        match as_idle {
             false => self.queues.scheduled.push_back(queued),
             true => self.queues.idle.push_back((clock.now() + IDLE_DELAY, queued)),
         }
     }
 
-    /// Drops cancelled entries once they are in the majority: they would accumulate in a loop that
+    /// Drops cancelled entries, once they are in the majority: they would accumulate in a loop that
     /// does not run.
+    #[cold]
     fn forget_cancelled(&mut self) {
-        let limit = 2 * self.entries.len() + 64;
-        let Queues { scheduled, idle, .. } = &mut self.queues;
+        let Queues { scheduled, taken, idle } = &mut self.queues;
         let entries = &self.entries;
         let is_current = |&(index, ticket): &Queued| entries.get(index).is_some_and(|entry| entry.ticket == ticket);
-        if scheduled.len() >= limit {
-            scheduled.retain(is_current);
-        }
-        if idle.len() >= limit {
-            idle.retain(|(_, queued)| is_current(queued));
-        }
+        *taken = scheduled.iter().take(*taken).filter(|queued| is_current(queued)).count();
+        scheduled.retain(is_current);
+        idle.retain(|(_, queued)| is_current(queued));
     }
 
     /// Takes up the entries that are due.
     fn take_up(&mut self, clock: &Clock) {
-        // `taken` is usually empty, and a swap is cheaper than a move.
-        if self.queues.taken.is_empty() {
-            mem::swap(&mut self.queues.taken, &mut self.queues.scheduled);
-        } else {
-            self.queues.taken.append(&mut self.queues.scheduled);
-        }
         if !self.queues.idle.is_empty() {
             let now = clock.now();
             while let Some(&(due, (index, ticket))) = self.queues.idle.front() {
@@ -126,14 +120,17 @@ impl State<BottomHalfKind> {
                     break;
                 }
                 self.queues.idle.pop_front();
-                self.queues.taken.push_back((index, ticket));
+                self.queues.scheduled.push_back((index, ticket));
             }
         }
+        self.queues.taken = self.queues.scheduled.len();
     }
 
     /// Returns the next bottom half to run, with its callback taken out.
     fn start_next(&mut self) -> Option<(Started<()>, ())> {
-        while let Some((index, ticket)) = self.queues.taken.pop_front() {
+        while self.queues.taken > 0 {
+            self.queues.taken -= 1;
+            let (index, ticket) = self.queues.scheduled.pop_front()?;
             let Some(entry) = self.ticketed(index, ticket) else { continue };
             let key = entry.key;
             entry.ticket = 0;
@@ -181,8 +178,7 @@ impl BottomHalves {
     #[inline(never)]
     fn is_queued(&self) -> bool {
         let state = self.lock();
-        let Queues { taken, scheduled, .. } = &state.queues;
-        taken.iter().chain(scheduled).any(|&(index, ticket)| state.is_current(index, ticket))
+        state.queues.scheduled.iter().any(|&(index, ticket)| state.is_current(index, ticket))
     }
 
     /// Describes the bottom halves, for a dump.
@@ -207,7 +203,11 @@ impl BottomHalves {
 
 #[cfg(test)]
 mod tests {
-    use crate::AioContext;
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+
+    use crate::{AioContext, BottomHalf};
 
     #[test]
     fn cancelled_schedules_do_not_accumulate() {
@@ -227,6 +227,35 @@ mod tests {
             drop(state);
             assert!(ctx.shared.bottom_halves.is_due());
             assert!(ctx.poll(false));
+        });
+    }
+
+    #[test]
+    fn dropping_cancelled_schedules_changes_no_iteration() {
+        // X3: an iteration drops cancelled schedules, taken up and not; it still runs what it has
+        // taken up, and what was scheduled meanwhile runs in the following iteration
+        AioContext::run(|ctx| {
+            let ran = Arc::new(Mutex::new(Vec::new()));
+            let ran_by = |name| {
+                let ran = Arc::clone(&ran);
+                ctx.new_bottom_half(move || ran.lock().push(name)).unwrap()
+            };
+            let [cancelled, taken] = ["cancelled", "taken"].map(|name| Arc::new(ran_by(name)));
+            let (repeated, later, to_cancel) = (ran_by("repeated"), ran_by("later"), Arc::clone(&cancelled));
+            let first = ctx.new_bottom_half(move || {
+                to_cancel.cancel();
+                later.schedule();
+                for _ in 0..1000 {
+                    repeated.schedule();
+                    repeated.cancel();
+                }
+            });
+            let first = first.unwrap();
+            [&first, &*cancelled, &*taken].into_iter().for_each(BottomHalf::schedule);
+            assert!(ctx.poll(false));
+            assert_eq!(*ran.lock(), ["taken"]);
+            assert!(ctx.poll(false));
+            assert_eq!(*ran.lock(), ["taken", "later"]);
         });
     }
 }

@@ -110,7 +110,7 @@ impl<K: Kind> State<K> {
     }
 
     pub(crate) fn get(&mut self, key: Key) -> Option<&mut Entry<K>> {
-        self.entries.get_mut(key.index).filter(|entry| entry.key == key)
+        self.entries.get_mut(key.index).filter(|entry| entry.key.serial == key.serial)
     }
 
     /// Returns the registration at `index`, if its newest queue entry has this ticket.
@@ -349,7 +349,7 @@ impl<K: Kind> Handle<K> {
     pub(crate) fn cancel(&self) -> Locked<'_, K> {
         let mut state = self.table().lock();
         let State { entries, queues, .. } = &mut *state;
-        if let Some(entry) = entries.get_mut(self.key.index).filter(|entry| entry.key == self.key) {
+        if let Some(entry) = entries.get_mut(self.key.index).filter(|entry| entry.key.serial == self.key.serial) {
             K::cancel(entry, queues, &self.shared);
         }
         state
