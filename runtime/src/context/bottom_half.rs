@@ -73,9 +73,9 @@ impl State<BottomHalfKind> {
     /// Returns whether the loop must be woken.
     fn schedule(&mut self, key: Key, as_idle: bool, clock: &Clock) -> bool {
         let ticket = self.new_number();
-        let Some(entry) = self.get(key) else { return false };
+        let Some((entry, _)) = self.get(key) else { return false };
         // A plain schedule overrides an idle one, but not the reverse.
-        if entry.is_deleted || entry.ticket != 0 && (as_idle || !entry.kind.is_idle) {
+        if entry.ticket != 0 && (as_idle || !entry.kind.is_idle) {
             return false;
         }
         entry.kind.is_idle = as_idle;

@@ -109,8 +109,14 @@ impl<K: Kind> State<K> {
         key
     }
 
-    pub(crate) fn get(&mut self, key: Key) -> Option<&mut Entry<K>> {
-        self.entries.get_mut(key.index).filter(|entry| entry.key.serial == key.serial)
+    fn find(&mut self, key: Key) -> Option<(&mut Entry<K>, &mut K::Queues)> {
+        let entry = self.entries.get_mut(key.index).filter(|entry| entry.key.serial == key.serial)?;
+        Some((entry, &mut self.queues))
+    }
+
+    /// Returns the registration, unless it was deleted, and the queues.
+    pub(crate) fn get(&mut self, key: Key) -> Option<(&mut Entry<K>, &mut K::Queues)> {
+        self.find(key).filter(|(entry, _)| !entry.is_deleted)
     }
 
     /// Returns the registration at `index`, if its newest queue entry has this ticket.
@@ -124,7 +130,7 @@ impl<K: Kind> State<K> {
 
     /// Takes the callback out of its entry, to be called.
     pub(crate) fn start(&mut self, key: Key) -> Option<Started<K::Event>> {
-        let entry = self.get(key)?;
+        let (entry, _) = self.find(key)?;
         let callback = entry.callback.take()?;
         entry.is_running = true;
         self.running += 1;
@@ -135,7 +141,7 @@ impl<K: Kind> State<K> {
     fn finish(&mut self, (key, callback): Started<K::Event>, shared: &SharedContext) -> Option<Finished<K>> {
         self.running -= 1;
         // None: the context was closed meanwhile.
-        let Some(entry) = self.get(key) else { return Some((callback, None)) };
+        let Some((entry, _)) = self.find(key) else { return Some((callback, None)) };
         if entry.is_deleted {
             return Some((callback, Some(self.entries.remove(key.index))));
         }
@@ -348,8 +354,7 @@ impl<K: Kind> Handle<K> {
     /// Takes the registration out of the queues.
     pub(crate) fn cancel(&self) -> Locked<'_, K> {
         let mut state = self.table().lock();
-        let State { entries, queues, .. } = &mut *state;
-        if let Some(entry) = entries.get_mut(self.key.index).filter(|entry| entry.key.serial == self.key.serial) {
+        if let Some((entry, queues)) = state.get(self.key) {
             K::cancel(entry, queues, &self.shared);
         }
         state
@@ -362,7 +367,7 @@ impl<K: Kind> Handle<K> {
             return;
         }
         let mut state = self.cancel();
-        let Some(entry) = state.get(self.key) else { return };
+        let Some((entry, _)) = state.get(self.key) else { return };
         entry.is_deleted = entry.is_running;
         if !entry.is_deleted {
             let entry = state.entries.remove(self.key.index);

@@ -87,10 +87,8 @@ impl Kind for TimerKind {
 impl State<TimerKind> {
     fn arm(&mut self, key: Key, at: Instant) {
         let ticket = self.new_number();
-        let Some(entry) = self.entries.get_mut(key.index).filter(|entry| entry.key == key && !entry.is_deleted) else {
-            return;
-        };
-        self.queues.armed += usize::from(entry.ticket == 0);
+        let Some((entry, queues)) = self.get(key) else { return };
+        queues.armed += usize::from(entry.ticket == 0);
         (entry.ticket, entry.kind.deadline) = (ticket, at);
         // A running timer is pushed when its callback has returned, so that it is not entered again
         // before.

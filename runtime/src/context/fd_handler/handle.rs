@@ -6,7 +6,7 @@ use std::panic::Location;
 use std::sync::Arc;
 
 use super::{EdgeListener, Interest, Mode, Readiness, Watch};
-use crate::context::registration::{Entry, Handle, Key, State};
+use crate::context::registration::{Entry, Handle, Key};
 use crate::context::{AioContext, SharedContext};
 use crate::sys::explained;
 
@@ -185,10 +185,8 @@ impl FdHandler {
     fn set(&self, interest: Interest, probes: bool) -> io::Result<()> {
         let shared = &self.0.shared;
         let mut state = self.0.table().lock();
-        let (State { entries, queues, .. }, key) = (&mut *state, self.0.key);
-        let entry = entries.get_mut(key.index).filter(|entry| entry.key == key && !entry.is_deleted);
-        let Some(entry) = entry else { return Ok(()) };
-        let mut set = |interest| entry.kind.set(interest, key.token(), queues, &shared.epoll);
+        let Some((entry, queues)) = state.get(self.0.key) else { return Ok(()) };
+        let mut set = |interest| entry.kind.set(interest, entry.key.token(), queues, &shared.epoll);
         let probed = if probes && interest == Interest::Disabled { set(Interest::ReadWrite) } else { Ok(()) };
         probed.and_then(|()| set(interest)).map_err(explain)?;
         drop(state);

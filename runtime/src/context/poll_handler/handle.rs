@@ -132,7 +132,7 @@ impl PollHandler {
     /// Returns how long the loop currently busy-polls this source before it sleeps.
     pub fn window(&self) -> Duration {
         let mut state = self.0.table().lock();
-        Duration::from_nanos(state.get(self.0.key).map_or(0, |entry| entry.kind.window.ns()))
+        Duration::from_nanos(state.get(self.0.key).map_or(0, |(entry, _)| entry.kind.window.ns()))
     }
 
     /// Deletes the poll handler, as dropping its handle does. A running handler finishes first.

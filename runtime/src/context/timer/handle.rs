@@ -181,7 +181,7 @@ impl Timer {
     /// Returns the deadline, if the timer is armed.
     pub fn deadline(&self) -> Option<Instant> {
         let mut state = self.0.table().lock();
-        state.get(self.0.key).filter(|entry| entry.ticket != 0).map(|entry| entry.kind.deadline)
+        state.get(self.0.key).filter(|(entry, _)| entry.ticket != 0).map(|(entry, _)| entry.kind.deadline)
     }
 
     /// Deletes the timer, as dropping its handle does. A running callback finishes first.
