@@ -16,7 +16,7 @@ pub(crate) use clock::{COARSE_STEP, Clock, VirtualClock};
 pub(crate) use cpus::Pinned;
 pub(crate) use descriptors::{Epoll, EventFd, Ready, TimerFd, set_nonblocking};
 pub(crate) use fork::{enter_child, in_child, refuse_in_child};
-pub(crate) use format::format_fn;
+pub(crate) use format::{format_fn, opaque_debug};
 pub(crate) use os_error::explained;
 pub(crate) use panic::{__rust_begin_short_backtrace, FirstPanic, Payload, drop_quietly};
 pub(crate) use prefetch::prefetch;

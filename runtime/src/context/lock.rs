@@ -15,7 +15,7 @@ use std::{mem, ptr};
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 
 use crate::context::{AioContext, LocalContext, SharedContext};
-use crate::sys::report;
+use crate::sys::{opaque_debug, report};
 
 #[derive(Default)]
 pub(crate) struct ContextLock {
@@ -102,18 +102,6 @@ impl Drop for HomeLockGuard<'_> {
     #[inline]
     fn drop(&mut self) {
         self.shared.dropped_at_home();
-    }
-}
-
-impl std::fmt::Debug for HomeLockGuard<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("HomeLockGuard")
-    }
-}
-
-impl std::fmt::Debug for ContextGuard<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ContextGuard")
     }
 }
 
@@ -337,3 +325,5 @@ impl SharedContext {
         f()
     }
 }
+
+opaque_debug!(HomeLockGuard<'a>, ContextGuard<'a>);

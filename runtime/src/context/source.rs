@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::context::{AioContext, ContextGuard, HomeLockGuard, LocalContext, SharedContext};
 use crate::coroutine::{Cancelled, CoroutineId, WaitReason};
-use crate::sys::fork;
+use crate::sys::{fork, opaque_debug};
 
 /// Converts a source to `dyn Any`, for a downcast. Implemented for every type. `dyn EventSource`
 /// coerces to `dyn Any` by itself only since Rust 1.86.
@@ -182,12 +182,6 @@ impl<'l> LoopToken<'l> {
     }
 }
 
-impl std::fmt::Debug for LoopToken<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("LoopToken")
-    }
-}
-
 /// Proof that the caller is a context's loop, on the home thread, that is about to sleep or end.
 /// Created only by that loop, and valid within the call that receives it.
 #[derive(Clone, Copy)]
@@ -206,12 +200,6 @@ impl<'l> HomeToken<'l> {
     #[inline]
     pub fn is_of(self, context: &AioContext) -> bool {
         ptr::eq(self.shared, &*context.shared)
-    }
-}
-
-impl std::fmt::Debug for HomeToken<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("HomeToken")
     }
 }
 
@@ -360,8 +348,4 @@ impl<'h> HomeRef<'h> {
     }
 }
 
-impl std::fmt::Debug for HomeRef<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("HomeRef")
-    }
-}
+opaque_debug!(LoopToken<'l>, HomeToken<'l>, HomeRef<'h>);

@@ -1,8 +1,9 @@
 //! The identity of a coroutine: a control block and the coroutine's generation.
 
-use std::{fmt, ptr};
+use std::ptr;
 
 use crate::coroutine::ControlBlock;
+use crate::sys::opaque_debug;
 use crate::trace;
 
 /// A coroutine as plain data, usable on any thread: an I/O engine stores it with a request. Its
@@ -43,8 +44,4 @@ impl PartialEq for CoroutineId {
 
 impl Eq for CoroutineId {}
 
-impl fmt::Debug for CoroutineId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CoroutineId").finish_non_exhaustive()
-    }
-}
+opaque_debug!(CoroutineId);

@@ -3,7 +3,6 @@
 //! The handler writes a byte to a socket, whose other end the coroutine reads. So a signal before
 //! the wait is not lost, and several that arrive before they are received count as one.
 
-use std::fmt;
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::net::UnixStream;
 
@@ -11,6 +10,7 @@ use signal_hook::SigId;
 use signal_hook::low_level::{pipe, unregister};
 
 use crate::net::wait_readable;
+use crate::sys::opaque_debug;
 
 /// Starts to receive `signal`, for example `libc::SIGTERM`.
 ///
@@ -125,8 +125,4 @@ impl Drop for Signal {
     }
 }
 
-impl fmt::Debug for Signal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Signal").finish_non_exhaustive()
-    }
-}
+opaque_debug!(Signal);

@@ -1,9 +1,8 @@
 //! A oneshot channel: room for one message, and a sender that is consumed by sending.
 
-use std::fmt;
-
 use crate::coroutine::WaitReason;
 use crate::sync::channel::{self, RecvError, TryRecvError};
+use crate::sys::opaque_debug;
 
 /// Creates the two handles for one value, sent from any thread to a coroutine that waits for it.
 ///
@@ -73,14 +72,4 @@ impl<T> Receiver<T> {
     }
 }
 
-impl<T> fmt::Debug for Sender<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sender").finish_non_exhaustive()
-    }
-}
-
-impl<T> fmt::Debug for Receiver<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Receiver").finish_non_exhaustive()
-    }
-}
+opaque_debug!(Sender<T>, Receiver<T>);

@@ -3,13 +3,13 @@
 //! The value is in an `Arc`, which a receiver clones under a short lock. So a borrowed value can be
 //! kept across a suspension, and blocks no sender.
 
-use std::fmt;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use crate::coroutine::{Cancelled, WaitReason};
 use crate::sync::{Notify, RecvError};
+use crate::sys::opaque_debug;
 
 /// Creates a channel that holds one value, at first `value`. Receivers see the latest value; values
 /// in between may be missed. It serves coroutines of any number of contexts and threads.
@@ -304,14 +304,4 @@ impl<T> Drop for Receiver<T> {
     }
 }
 
-impl<T> fmt::Debug for Sender<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sender").finish_non_exhaustive()
-    }
-}
-
-impl<T> fmt::Debug for Receiver<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Receiver").finish_non_exhaustive()
-    }
-}
+opaque_debug!(Sender<T>, Receiver<T>);

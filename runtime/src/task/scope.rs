@@ -17,7 +17,7 @@ use std::{io, thread, vec};
 use crate::context::LocalContext;
 use crate::coroutine::{Cancelled, CoroutineId, WaitReason};
 use crate::scheduler::Scheduler;
-use crate::sys::{__rust_begin_short_backtrace, Payload, drop_quietly};
+use crate::sys::{__rust_begin_short_backtrace, Payload, drop_quietly, opaque_debug};
 use crate::task::{Coroutine, CoroutineBuilder, JoinHandle, expect_spawned};
 
 /// Runs `f`, which may spawn coroutines that borrow, and waits for all of them. A coroutine is
@@ -336,14 +336,10 @@ impl<T> Drop for ScopedJoinHandle<'_, T> {
     }
 }
 
-impl<T> fmt::Debug for ScopedJoinHandle<'_, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ScopedJoinHandle").finish_non_exhaustive()
-    }
-}
-
 impl fmt::Debug for Scope<'_, '_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Scope").field("left", &self.left.get()).finish_non_exhaustive()
     }
 }
+
+opaque_debug!(ScopedJoinHandle<'scope, T>);

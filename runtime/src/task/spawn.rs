@@ -5,7 +5,6 @@
 
 #![allow(unsafe_code)]
 
-use std::fmt;
 use std::future::Future;
 use std::io;
 use std::marker::PhantomData;
@@ -16,7 +15,7 @@ use std::thread;
 use crate::context::LocalContext;
 use crate::coroutine::{Cancelled, CoroutineId, Joiner, State, WaitReason};
 use crate::scheduler::Scheduler;
-use crate::sys::refuse_in_child;
+use crate::sys::{opaque_debug, refuse_in_child};
 use crate::task::{Coroutine, CoroutineBuilder, expect_spawned};
 
 /// Spawns a coroutine that runs `f` in the loop's next iteration, on this thread. `f` need not be
@@ -268,8 +267,4 @@ impl<T> Drop for JoinHandle<T> {
     }
 }
 
-impl<T> fmt::Debug for JoinHandle<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("JoinHandle").finish_non_exhaustive()
-    }
-}
+opaque_debug!(JoinHandle<T>);

@@ -1,10 +1,10 @@
 //! Handles to a coroutine for other threads: they can wake and cancel it, nothing else.
 
-use std::fmt;
 use std::sync::Arc;
 
 use crate::coroutine::{CoroutineId, ScheduleError};
 use crate::scheduler::SharedScheduler;
+use crate::sys::opaque_debug;
 
 /// Wakes a coroutine from any thread.
 #[derive(Clone)]
@@ -64,8 +64,4 @@ impl Waker {
     }
 }
 
-impl fmt::Debug for Waker {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Waker").finish_non_exhaustive()
-    }
-}
+opaque_debug!(Waker);
