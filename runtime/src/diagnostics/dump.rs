@@ -62,7 +62,7 @@ impl AioContext {
     /// From another thread, may wait for an iteration of the loop.
     pub fn dump(&self) -> Dump {
         if let Some(home) = self.shared.home() {
-            return Dump { text: self.shared.text(Some(home), "asked", false) };
+            return Dump { text: self.shared.text_at_home(home, "asked", false) };
         }
         let text = self
             .read_while_asleep()
@@ -80,7 +80,7 @@ impl AioContext {
     /// From another thread, waits for an iteration of the loop.
     pub fn dump_with_backtraces(&self) -> Dump {
         match self.shared.home() {
-            Some(home) => Dump { text: self.shared.text(Some(home), "asked", true) },
+            Some(home) => Dump { text: self.shared.text_at_home(home, "asked", true) },
             None => self.ask_loop(true).map_or_else(|| self.dump(), |text| Dump { text }),
         }
     }
@@ -90,17 +90,18 @@ impl AioContext {
     fn ask_loop(&self, traces: bool) -> Option<String> {
         let (answer, answered) = mpsc::sync_channel(1);
         let shared = Arc::clone(&self.shared);
-        self.shared
-            .scheduler
-            .run_at_home(Box::new(move || _ = answer.send(shared.text(shared.home(), "running", traces))));
-        answered.recv_timeout(TIMEOUT).ok()
+        self.shared.scheduler.run_at_home(Box::new(move || {
+            let text = shared.home().map(|home| shared.text_at_home(home, "running", traces));
+            let _ = answer.send(text);
+        }));
+        answered.recv_timeout(TIMEOUT).ok()?
     }
 
     /// Reads the state from another thread, while the loop sleeps.
     fn read_while_asleep(&self) -> Option<String> {
         let guard = self.try_acquire()?;
         let home = self.shared.sleeping_home(&guard)?;
-        Some(self.shared.text(Some(home), "asleep", false))
+        Some(self.shared.text_at_home(home, "asleep", false))
     }
 
     /// Reads the state from another thread by stopping the home thread; while it is stopped only
@@ -113,18 +114,13 @@ impl AioContext {
             let backtrace = match interrupt::stopped(shared, |scheduler| snapshot.fill(scheduler, shared.is_sleeping()))
             {
                 Ok(((), backtrace)) => backtrace,
-                Err(_) if shared.thread.has_left() => return shared.text(None, "ended", false),
-                Err(why) => return shared.text(None, &format!("cannot be interrupted: {why}"), false),
+                Err(_) if shared.thread.has_left() => return shared.text("ended", |_| Ok(())),
+                Err(why) => return shared.text(&format!("cannot be interrupted: {why}"), |_| Ok(())),
             };
             // Coroutines may be created between two attempts; the last one shows as many as fit.
             if snapshot.has_all() || attempts == MAX_ATTEMPTS {
-                let mut text = String::new();
-                // Writing to a string does not fail.
-                let _ = shared.write_head(&mut text, snapshot.how);
-                text.push_str(snapshot.text.as_str());
-                let _ = shared.write_tables(&mut text);
-                let _ = write!(text, "  its thread is at:\n{backtrace}");
-                return text;
+                let text = shared.text(snapshot.how, |text| text.write_str(snapshot.text.as_str()));
+                return format!("{text}  its thread is at:\n{backtrace}");
             }
             attempts += 1;
             snapshot = snapshot.larger();
@@ -182,25 +178,18 @@ impl Snapshot {
 }
 
 impl SharedContext {
-    /// Formats the text. Without `home`, it is limited to state that any thread may read.
-    fn text(&self, home: Option<&LocalContext>, how: &str, traces: bool) -> String {
-        let mut text = String::new();
+    /// Formats the text, with all coroutines of `home`.
+    fn text_at_home(&self, home: &LocalContext, how: &str, traces: bool) -> String {
+        let live: Vec<_> = home.scheduler.live().collect();
+        self.text(how, |text| home.scheduler.write_coroutines(text, live.len(), &live, traces))
+    }
+
+    /// Formats the text; `coroutines` writes its middle.
+    fn text(&self, how: &str, coroutines: impl FnOnce(&mut String) -> fmt::Result) -> String {
+        let mut text = format!("context of thread {} ({how})\n", self.thread.describe());
         // Writing to a string does not fail.
-        let _ = self.write(&mut text, home, how, traces);
+        let _ = coroutines(&mut text).and_then(|()| self.write_tables(&mut text));
         text
-    }
-
-    fn write(&self, f: &mut String, home: Option<&LocalContext>, how: &str, traces: bool) -> fmt::Result {
-        self.write_head(f, how)?;
-        if let Some(home) = home {
-            let live: Vec<_> = home.scheduler.live().collect();
-            home.scheduler.write_coroutines(f, live.len(), &live, traces)?;
-        }
-        self.write_tables(f)
-    }
-
-    fn write_head(&self, f: &mut String, how: &str) -> fmt::Result {
-        writeln!(f, "context of thread {} ({how})", self.thread.describe())
     }
 
     /// Formats the registrations with the loop. Takes locks, so must not be called while the home
