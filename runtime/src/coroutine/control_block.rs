@@ -8,6 +8,7 @@
 
 #![allow(unsafe_code)]
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::fmt;
@@ -15,12 +16,11 @@ use std::mem::MaybeUninit;
 use std::panic::Location;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::time::Instant;
 
 use corosensei::Yielder;
 
-use crate::coroutine::{
-    Attributes, CoroutineId, Deadline, LocalValue, RunningStack, StackLease, StateWord, WaitReason,
-};
+use crate::coroutine::{CoroutineId, RunningStack, StackLease, StateWord, WaitReason};
 use crate::sys::{format_fn, prefetch};
 
 /// The command with which a coroutine is resumed.
@@ -134,7 +134,42 @@ pub(crate) enum Joiner {
 pub(crate) struct ResultSlot {
     pub(crate) place: *mut u8,
     /// Takes the outcome: returns the panic payload, or drops the value.
-    pub(crate) payload: unsafe fn(*mut u8) -> Option<Box<dyn std::any::Any + Send>>,
+    pub(crate) payload: unsafe fn(*mut u8) -> Option<Box<dyn Any + Send>>,
+}
+
+/// The attributes with which a coroutine is created.
+#[derive(Clone, Debug)]
+pub(crate) struct Attributes {
+    pub(crate) name: Option<Cow<'static, str>>,
+    pub(crate) stack_size: Option<usize>,
+    pub(crate) track_stack_usage: Option<bool>,
+    pub(crate) created_at: &'static Location<'static>,
+}
+
+impl Attributes {
+    #[track_caller]
+    #[inline]
+    pub(crate) fn new() -> Attributes {
+        Attributes { name: None, stack_size: None, track_stack_usage: None, created_at: Location::caller() }
+    }
+}
+
+/// An active [`timeout`](crate::timeout). It lies on the stack of its coroutine; no other coroutine
+/// touches it.
+pub(crate) struct Deadline {
+    pub(crate) deadline: Instant,
+    /// Whether an operation failed because of it. Set by `Scheduler::cut_short` only.
+    pub(crate) hit: Cell<bool>,
+    pub(crate) outer: *const Deadline,
+}
+
+/// A value set by [`CoroutineLocal::scope`](crate::CoroutineLocal::scope). It lies on the stack of
+/// its coroutine; no other coroutine touches it.
+pub(crate) struct LocalValue {
+    /// The address of the variable.
+    pub(crate) key: usize,
+    pub(crate) value: *const dyn Any,
+    pub(crate) outer: *const LocalValue,
 }
 
 impl ControlBlock {

@@ -5,9 +5,6 @@
 
 #![allow(unsafe_code)]
 
-use std::cell::Cell;
-use std::time::Instant;
-
 use crate::coroutine::{ControlBlock, LockOwner};
 use crate::trace::WaitKind;
 
@@ -83,13 +80,4 @@ impl From<WaitReason> for WaitKind {
             WaitReason::Scope | WaitReason::JoinSet => WaitKind::Scope,
         }
     }
-}
-
-/// An active [`timeout`](crate::timeout). It lies on the stack of its coroutine; no other coroutine
-/// touches it.
-pub(crate) struct Deadline {
-    pub(crate) deadline: Instant,
-    /// Whether an operation failed because of it. Set by `Scheduler::cut_short` only.
-    pub(crate) hit: Cell<bool>,
-    pub(crate) outer: *const Deadline,
 }
