@@ -228,7 +228,10 @@ impl<T> JoinHandle<T> {
 
     /// Returns whether [`join`](Self::join) would return immediately.
     pub fn is_finished(&self) -> bool {
-        self.coroutine().has_ended()
+        match Scheduler::current().filter(|_| self.id.is_live()) {
+            Some(scheduler) => scheduler.local(self.id.block).state.get() == State::Finished,
+            None => true,
+        }
     }
 }
 
