@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn dropping_cancelled_schedules_changes_no_iteration() {
         // X3: an iteration drops cancelled schedules, taken up and not; it still runs what it has
-        // taken up, and what was scheduled meanwhile runs in the following iteration
+        // taken up, and a bottom half that was scheduled meanwhile runs in the following iteration
         AioContext::run(|ctx| {
             let ran = Arc::new(Mutex::new(Vec::new()));
             let ran_by = |name| {
