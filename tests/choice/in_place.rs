@@ -261,7 +261,7 @@ fn request_in_place_lets_others_run() {
         file.read_exact_at(&mut long, 0).unwrap();
         let during_one = turns.get() - before;
         assert!(is_all(&long, 7));
-        assert!(during_reads >= 200 && during_one >= 7, "{during_reads} turns, {during_one} turns");
+        assert!(during_reads >= 50 && during_one >= 7, "{during_reads} turns, {during_one} turns");
         turns.set(1000);
         other.join().unwrap();
     });

@@ -33,7 +33,7 @@ use crate::backend::{Backend, Opcode, Operation};
 /// [`Operation::work`]: 20 to 30 microseconds.
 const MAX_WORK: u64 = 32;
 /// The same while other coroutines are ready.
-const MAX_WORK_BEFORE_OTHERS: u64 = 4;
+const MAX_WORK_BEFORE_OTHERS: u64 = 16;
 /// A longer read is split, so that other coroutines run in between. Writes are not, nor are vectored
 /// requests.
 const MAX_READ: u64 = 1 << 20;
