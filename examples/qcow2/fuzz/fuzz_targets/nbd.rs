@@ -40,7 +40,6 @@ mod turn;
 use std::fs;
 use std::io::{self, Write};
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use clap::Parser;
@@ -75,14 +74,14 @@ fuzz_target!(
             let options = options::Options::parse_from(["nbd_server".as_ref(), path.as_os_str()]);
             let exports = open_all(&options, true).unwrap();
             // An error caused by the client is not a fault of the server.
-            let _ = serve(OwnedFd::from(server).into(), &exports, &options);
+            let _ = serve(server, &exports, &options);
             let _ = listens.join().unwrap();
             assert!(peak.bytes() < MAX_MEMORY, "peak of {} bytes", peak.bytes());
         });
     }
 );
 
-fn serve(socket: fs::File, exports: &export::Exports, options: &options::Options) -> io::Result<()> {
+fn serve(socket: negotiate::Socket, exports: &export::Exports, options: &options::Options) -> io::Result<()> {
     let socket = CoFd::new(socket)?;
     let agreed = negotiate::negotiate(&socket, &Catalog::of(exports), options.max_options)?;
     let Some(agreed) = agreed else { return Ok(()) };
