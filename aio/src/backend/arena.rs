@@ -268,12 +268,22 @@ mod tests {
         // SAFETY: as above.
         live.into_iter().for_each(|(start, len, _)| unsafe { free(start, len) });
         assert!(allocate(0).is_none() && allocate(CHUNK + 1).is_none());
-        let (there, not) = (allocate(1).unwrap(), [0; 1]);
-        let chunk = chunk_of(there.as_ptr().addr(), 1).unwrap();
-        assert_eq!(chunk_of(there.as_ptr().addr(), CHUNK + 1), None);
-        assert_eq!(chunk_of(not.as_ptr().addr(), 1), None);
-        assert!(there.as_ptr().addr() - super::chunk(chunk).iov_base.addr() < CHUNK);
-        // SAFETY: as above.
-        unsafe { free(there, 1) };
+        for len in [1, CHUNK] {
+            let start = allocate(len).unwrap();
+            // SAFETY: as above.
+            unsafe { free(start, len) };
+        }
+        let (base, elsewhere) = (chunk(0).iov_base.addr(), [0; 1]);
+        for number in 0..CHUNKS {
+            let start = chunk(number).iov_base.addr();
+            assert_eq!(start, base + number * CHUNK);
+            assert_eq!(chunk_of(start, CHUNK), Some(number));
+            assert_eq!(chunk_of(start, CHUNK + 1), None);
+            assert_eq!(chunk_of(start + CHUNK - 1, 1), Some(number));
+            assert_eq!(chunk_of(start + CHUNK - 1, 2), None);
+        }
+        for outside in [base - 1, base + CHUNKS * CHUNK, elsewhere.as_ptr().addr()] {
+            assert_eq!(chunk_of(outside, 1), None);
+        }
     }
 }
