@@ -207,6 +207,10 @@ impl<B: Backend, G: Guards> Engine<B, G> {
     /// coroutine that is entered, to no effect.
     pub(crate) fn submit_alone(&self, here: HomeRef<'_>, slot: &Slot) {
         let lock = PollLock::new(Some(here));
+        if !self.can_submit() {
+            // Another thread polls the context, and has submitted the request.
+            return;
+        }
         if let Err(error) = self.submit_batch(&lock) {
             self.fail_and_submit_rest(Some(here), lock, error);
             return;
