@@ -19,9 +19,9 @@
 //!
 //! | coralio / `qemu-nbd`, lower is better | depth 1 | depth 16 | depth 64 |
 //! |---|---|---|---|
-//! | sparse, ext4 | 0.66 to 0.67 | 0.15 | 0.14 |
-//! | random data, ext4 | 0.61 | | |
-//! | sparse, tmpfs | 0.68 to 0.71 | 0.16 | 0.14 |
+//! | sparse, ext4 | 0.63 to 0.67 | 0.15 | 0.14 |
+//! | random data, ext4 | 0.60 | | |
+//! | sparse, tmpfs | 0.63 to 0.65 | 0.25 | 0.21 |
 //!
 //! The rate of reads of sparse files is 1.2 to 1.4, 6.4 to 6.7 and 7.3 times that of `qemu-nbd`.
 //!

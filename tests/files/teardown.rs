@@ -172,7 +172,7 @@ fn use_stacks(temp: &Temp, content: &Rc<Vec<u8>>) -> HashSet<usize> {
     file.read_exact_at(&mut [0; 1], 0).unwrap();
     let read_beside_a_mark = |number: usize, file: &File, content: &[u8]| {
         // Large enough to cover the earlier coroutine's buffer, wherever that was on the stack: under
-        // AddressSanitizer, eight pages lower than this frame's first local.
+        // AddressSanitizer, several pages below this frame's first local.
         let mut mark = [number as u8; 12 * BLOCK];
         let mut buf = [0; 512];
         let offset = number * 7 % BLOCKS * BLOCK;
