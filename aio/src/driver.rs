@@ -11,8 +11,8 @@
 //!         +-------------------------------->  fallback: threads, created when first needed  <--+
 //! ```
 //!
-//! Under `Auto`, requests that do not wait for a device are performed in place before all that, see
-//! [`in_place`](crate::engine::in_place).
+//! Under `Auto`, requests that do not wait for a device do not get this far: the calling thread performs
+//! them in place.
 //!
 //! The loop sees both engines as one event source. It sleeps in the first; the fallback ends that
 //! sleep through the context's notifier. io_uring needs no fallback, since its own workers perform

@@ -141,7 +141,8 @@ impl Job {
         };
         let count = |n: u64, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
         let requests = after.requests - before.requests;
-        let system_calls = after.submits + after.sleeps - before.submits - before.sleeps;
+        let calls = |stats: &Stats| stats.submits + stats.sleeps + stats.in_place;
+        let system_calls = calls(after) - calls(before);
         format!(
             "copied {}{holes} in {:.2} s: {:.0} MB/s, {}, {}, {}, {} for {} ({backend}, {cache})\n",
             BinaryBytes(self.len),

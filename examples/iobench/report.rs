@@ -66,8 +66,9 @@ impl Round {
             ("completions", after.completions - before.completions),
             ("submits", after.submits - before.submits),
             ("sleeps", after.sleeps - before.sleeps),
+            ("in place", after.in_place - before.in_place),
         ];
-        let calls = counts[2].1 + counts[3].1;
+        let calls = counts[2..].iter().map(|(_, count)| count).sum();
         Round::new(operations, spent, counts, Some(calls), latencies)
     }
 
@@ -121,7 +122,7 @@ impl Round {
             cpu_ns: each(|round| round.cpu_ns * round.operations as f64),
             user_ns: each(|round| round.user_ns * round.operations as f64),
             system_ns: each(|round| round.system_ns * round.operations as f64),
-            system_calls: Some((counts[2].1 + counts[3].1) as f64 / operations as f64),
+            system_calls: Some(counts[2..].iter().map(|&(_, count)| count).sum::<u64>() as f64 / operations as f64),
             counts,
             latencies,
         }
