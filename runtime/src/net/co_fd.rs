@@ -250,6 +250,10 @@ impl<S> CoFd<S> {
     /// socket's read timeout has expired. `NotConnected`: the `CoFd` was created in another
     /// context.
     ///
+    /// # Panics
+    ///
+    /// If it has to wait outside a coroutine.
+    ///
     /// # Control
     ///
     /// May yield.
@@ -265,6 +269,10 @@ impl<S> CoFd<S> {
     ///
     /// As [`wait_readable`](Self::wait_readable), with the socket's write timeout; and errors of
     /// the kernel.
+    ///
+    /// # Panics
+    ///
+    /// If it has to wait outside a coroutine.
     ///
     /// # Control
     ///
@@ -318,6 +326,10 @@ impl<S> CoFd<S> {
     ///
     /// The errors of `read`, except `WouldBlock`; and as [`wait_readable`](Self::wait_readable).
     ///
+    /// # Panics
+    ///
+    /// If it has to wait outside a coroutine.
+    ///
     /// # Control
     ///
     /// May yield.
@@ -359,6 +371,10 @@ impl<S> CoFd<S> {
     /// # Errors
     ///
     /// The errors of `write`, except `WouldBlock`; and as [`wait_writable`](Self::wait_writable).
+    ///
+    /// # Panics
+    ///
+    /// If it has to wait outside a coroutine.
     ///
     /// # Control
     ///

@@ -164,6 +164,10 @@ impl CoFd<net::TcpStream> {
     ///
     /// As for a read.
     ///
+    /// # Panics
+    ///
+    /// If it has to wait outside a coroutine.
+    ///
     /// # Control
     ///
     /// May yield.
@@ -275,6 +279,10 @@ impl CoFd<net::TcpListener> {
     /// # Errors
     ///
     /// The kernel's; and as [`wait_readable`](CoFd::wait_readable).
+    ///
+    /// # Panics
+    ///
+    /// If it has to wait outside a coroutine.
     ///
     /// # Control
     ///

@@ -73,6 +73,10 @@ impl CoFd<net::UdpSocket> {
     /// The kernel's: `ConnectionRefused` if an earlier datagram found no receiver. As
     /// [`wait_writable`](CoFd::wait_writable).
     ///
+    /// # Panics
+    ///
+    /// If it has to wait outside a coroutine.
+    ///
     /// # Control
     ///
     /// May yield.
@@ -87,6 +91,10 @@ impl CoFd<net::UdpSocket> {
     ///
     /// The kernel's: `ConnectionRefused` if an earlier datagram found no receiver. As
     /// [`wait_readable`](CoFd::wait_readable).
+    ///
+    /// # Panics
+    ///
+    /// If it has to wait outside a coroutine.
     ///
     /// # Control
     ///
@@ -103,6 +111,10 @@ impl CoFd<net::UdpSocket> {
     ///
     /// As [`send`](Self::send), and as [`bind`](Self::bind) for `address`.
     ///
+    /// # Panics
+    ///
+    /// If it has to wait outside a coroutine.
+    ///
     /// # Control
     ///
     /// May yield.
@@ -118,6 +130,10 @@ impl CoFd<net::UdpSocket> {
     /// # Errors
     ///
     /// As [`recv`](Self::recv).
+    ///
+    /// # Panics
+    ///
+    /// If it has to wait outside a coroutine.
     ///
     /// # Control
     ///

@@ -151,6 +151,10 @@ impl CoFd<net::UnixListener> {
     ///
     /// The kernel's; and as [`wait_readable`](CoFd::wait_readable).
     ///
+    /// # Panics
+    ///
+    /// If it has to wait outside a coroutine.
+    ///
     /// # Control
     ///
     /// May yield.

@@ -47,6 +47,10 @@ impl<S: AsFd> CoFd<S> {
     /// The kernel's; `InvalidInput` if `file` cannot be mapped, as a socket. As
     /// [`wait_writable`](CoFd::wait_writable). An unknown number of bytes has been sent then.
     ///
+    /// # Panics
+    ///
+    /// If it has to wait outside a coroutine.
+    ///
     /// # Control
     ///
     /// May yield.
@@ -93,6 +97,10 @@ impl<S: AsFd> CoFd<S> {
 ///
 /// `InvalidInput`: neither is a pipe. `Unsupported`: the peer has sent urgent data. Other errors of the kernel. As
 /// [`wait_readable`](CoFd::wait_readable) and [`wait_writable`](CoFd::wait_writable).
+///
+/// # Panics
+///
+/// If it has to wait outside a coroutine.
 ///
 /// # Control
 ///
