@@ -10,7 +10,7 @@ use coralio::driver::{self, BackendKind, Stats, stats};
 use coralio::fs::Direct;
 use coralio::task::Cancelled;
 use coralio::trace::{Event, RequestState, Trace};
-use coralio::{RuntimeBuilder, run, sleep, spawn, timeout, yield_now};
+use coralio::{File, RuntimeBuilder, run, sleep, spawn, timeout, yield_now};
 
 use crate::common::{content, has, is_all, skipped};
 use crate::refused::has_uring;
@@ -19,6 +19,25 @@ use crate::{Temp, chosen, in_child, page};
 
 fn on_tmpfs() -> Temp {
     Temp::at("/dev/shm".into())
+}
+
+/// Returns whether a temporary file is on tmpfs, where a test of disks has to be skipped.
+fn is_on_tmpfs(file: &File) -> bool {
+    let is_on_tmpfs = file.backend().unwrap().to_string().starts_with("system calls");
+    if is_on_tmpfs {
+        skipped("the directory for temporary files is on tmpfs");
+    }
+    is_on_tmpfs
+}
+
+/// Runs `check` in a child process, first without io_uring, and then without native AIO too.
+fn without_interfaces(test: &str, check: fn()) {
+    if !in_child(test) {
+        for call in [libc::SYS_io_uring_setup, libc::SYS_io_setup] {
+            forbid(&[(call, libc::EPERM)]);
+            check();
+        }
+    }
 }
 
 /// Makes one request of each kind, and checks the data.
@@ -56,13 +75,7 @@ fn requests_on_tmpfs_are_performed_in_place() {
 #[test]
 fn requests_on_tmpfs_are_in_place_without_io_uring() {
     // E14, E16: the same where native AIO takes the place of io_uring, and where threads do
-    if in_child("in_place::requests_on_tmpfs_are_in_place_without_io_uring") {
-        return;
-    }
-    for call in [libc::SYS_io_uring_setup, libc::SYS_io_setup] {
-        forbid(&[(call, libc::EPERM)]);
-        tmpfs_is_in_place();
-    }
+    without_interfaces("in_place::requests_on_tmpfs_are_in_place_without_io_uring", tmpfs_is_in_place);
 }
 
 #[test]
@@ -92,8 +105,8 @@ fn each_file_names_its_backend() {
     run(|| {
         let files = [disk.open(Direct::Auto), tmpfs.open(Direct::Auto), tmpfs.open(Direct::Never)];
         let shown = files.each_ref().map(|file| file.backend().unwrap().to_string());
-        if shown[0].starts_with("system calls") {
-            return skipped("the directory for temporary files is on tmpfs");
+        if is_on_tmpfs(&files[0]) {
+            return;
         }
         let in_place = "system calls in place, since requests on tmpfs do not wait for a device";
         assert_eq!(shown, ["io_uring", in_place, in_place]);
@@ -108,8 +121,7 @@ fn cached_and_dropped_reads() -> (u64, bool) {
     let temp = Temp::with(&std::env::temp_dir(), &content);
     run(|| {
         let file = temp.open(Direct::Never);
-        if file.backend().unwrap().to_string().starts_with("system calls") {
-            skipped("the directory for temporary files is on tmpfs");
+        if is_on_tmpfs(&file) {
             return (256, true);
         }
         file.sync_all().unwrap();
@@ -146,25 +158,22 @@ fn cached_and_dropped_reads() -> (u64, bool) {
     })
 }
 
-#[test]
-fn reads_of_cached_data_are_performed_in_place() {
-    // E10, E16: a read whose data is cached is performed in place; one that must wait for the disk
-    // goes to the engine, and returns the same data
+fn cached_reads_are_in_place() {
     let (in_place, others) = cached_and_dropped_reads();
     assert!(in_place >= 256 && others, "{in_place} in place, others: {others}");
 }
 
 #[test]
+fn reads_of_cached_data_are_performed_in_place() {
+    // E10, E16: a read whose data is cached is performed in place; one that must wait for the disk
+    // goes to the engine, and returns the same data
+    cached_reads_are_in_place();
+}
+
+#[test]
 fn reads_of_cached_data_are_in_place_without_io_uring() {
     // E10, E14, E16: the same where native AIO takes the place of io_uring, and where threads do
-    if in_child("in_place::reads_of_cached_data_are_in_place_without_io_uring") {
-        return;
-    }
-    for call in [libc::SYS_io_uring_setup, libc::SYS_io_setup] {
-        forbid(&[(call, libc::EPERM)]);
-        let (in_place, others) = cached_and_dropped_reads();
-        assert!(in_place >= 256 && others, "{in_place} in place, others: {others}");
-    }
+    without_interfaces("in_place::reads_of_cached_data_are_in_place_without_io_uring", cached_reads_are_in_place);
 }
 
 #[test]
@@ -218,8 +227,8 @@ fn concurrent_reads_of_cached_data_share_a_submit() {
     let temp = Temp::with(&std::env::temp_dir(), content(1 << 20));
     run(|| {
         let file = Rc::new(temp.open(Direct::Never));
-        if file.backend().unwrap().to_string().starts_with("system calls") {
-            return skipped("the directory for temporary files is on tmpfs");
+        if is_on_tmpfs(&file) {
+            return;
         }
         (0..256).for_each(|number| file.read_exact_at(&mut [0; 4096], number * 4096).unwrap());
         assert_eq!((stats().in_place, stats().requests), (256, 256));
@@ -387,7 +396,7 @@ fn slow_requests_in_place_are_counted() {
 #[test]
 fn unwinding_stack_makes_requests_in_place() {
     // C9, E13: a destructor may write to a file on tmpfs while its stack unwinds
-    struct Writes(Rc<coralio::File>);
+    struct Writes(Rc<File>);
     impl Drop for Writes {
         fn drop(&mut self) {
             (0..100).for_each(|number| _ = self.0.write_at(&page(9), number * 4096).unwrap());

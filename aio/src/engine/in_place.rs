@@ -30,7 +30,7 @@ use crate::backend::system_call::execute;
 use crate::backend::{Backend, Opcode, Operation};
 
 /// The work after which the coroutine lets the loop look at timers and sockets, in the units of
-/// [`Operation::work`]: 20 to 30 microseconds.
+/// [`Operation::work`]: 20 to 40 microseconds.
 const MAX_WORK: u64 = 32;
 /// The same while other coroutines are ready.
 const MAX_WORK_BEFORE_OTHERS: u64 = 16;

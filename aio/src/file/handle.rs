@@ -45,10 +45,10 @@ pub(super) struct Simulated {
 
 impl Handle {
     pub(super) fn real(engine: &Arc<dyn ErasedEngine>, fd: OwnedFd, ways: RouteTable) -> Handle {
-        let is_registered = ways.of(Opcode::Write) != Route::InPlace;
+        let reaches_engine = ways.of(Opcode::Write) != Route::InPlace;
         Handle {
             number: Cell::new(fd.as_raw_fd()),
-            uses_left: Cell::new(if is_registered { USES_TO_REGISTRATION } else { 0 }),
+            uses_left: Cell::new(if reaches_engine { USES_TO_REGISTRATION } else { 0 }),
             ways,
             owner: Owner::Real { registered: OnceCell::new(), engine: Arc::clone(engine), fd },
         }

@@ -1,8 +1,8 @@
 //! Selects how each request of a file is performed under `BackendKind::Auto`.
 //!
-//! Requests that do not wait for a device are performed [in place](crate::engine::in_place): all of
-//! files on tmpfs, and reads whose data is in the page cache. The rest of this text is about native
-//! AIO, where io_uring is not available.
+//! Requests that do not wait for a device are performed [in place](crate::engine::in_place): all
+//! requests on tmpfs, and reads whose data is in the page cache. The rest of this text is about native
+//! AIO, which takes io_uring's place where that is not available.
 //!
 //! Native AIO carries out some requests within submit, where the whole loop waits for the device (Linux
 //! 6.18, medians at queue depth 1, in microseconds): a direct write that extends the file 58 to
@@ -67,14 +67,6 @@ pub(super) struct RouteTable {
 }
 
 impl RouteTable {
-    fn new(direct: bool, reads: Route, writes: Route, syncs: Route) -> RouteTable {
-        let table = RouteTable::primary(direct);
-        table.set(READS, reads);
-        table.set(WRITES, writes);
-        table.set(SYNCS, syncs);
-        table
-    }
-
     /// Creates the table of a descriptor that only the main engine serves.
     pub(super) fn primary(direct: bool) -> RouteTable {
         RouteTable { by_opcode: [const { Cell::new(Route::Primary) }; 6], direct }
@@ -91,7 +83,7 @@ impl RouteTable {
 }
 
 /// What decides the ways of a file's requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 enum Policy {
     /// The user named the backend, or it is simulated.
     Named,
@@ -99,15 +91,13 @@ enum Policy {
     InMemory,
     /// The main engine never blocks.
     Auto,
-    /// Threads perform requests that would block the main engine.
-    AutoWithThreads,
+    /// This driver's threads perform requests that would block the main engine.
+    AutoWithThreads(Arc<Driver>),
 }
 
 /// What the routes of one open file have in common.
 pub(super) struct FileRoutes {
     policy: Policy,
-    /// The driver, if requests may need its fallback.
-    driver: Option<Arc<Driver>>,
     /// Bytes written through the page cache since the last sync.
     dirty: Cell<u64>,
     /// Writes in progress on threads: each locks the file while it lasts.
@@ -134,57 +124,62 @@ impl FileRoutes {
     /// Creates the routes of a file of `driver`'s context; `in_memory` if no device is below its file
     /// system. `None`: the engine is a test's own.
     pub(super) fn new(driver: Option<&Arc<Driver>>, in_memory: bool) -> FileRoutes {
-        let (policy, driver) = match driver {
-            Some(driver) if driver.is_auto() => match &driver.fallback {
-                _ if in_memory => (Policy::InMemory, None),
-                None => (Policy::Auto, None),
-                Some(_) => (Policy::AutoWithThreads, Some(Arc::clone(driver))),
-            },
-            _ => (Policy::Named, None),
+        let policy = match driver.filter(|driver| driver.is_auto()) {
+            None => Policy::Named,
+            Some(_) if in_memory => Policy::InMemory,
+            Some(driver) if driver.fallback.is_some() => Policy::AutoWithThreads(Arc::clone(driver)),
+            Some(_) => Policy::Auto,
         };
-        FileRoutes { policy, driver, dirty: Cell::new(0), writing: Cell::new(0) }
+        FileRoutes { policy, dirty: Cell::new(0), writing: Cell::new(0) }
     }
 
     /// Creates the table of a descriptor of this file.
     pub(super) fn table(&self, direct: bool, appends: bool) -> RouteTable {
-        let reads = match (self.policy, direct) {
-            (Policy::Named, _) | (Policy::Auto, true) => Route::Primary,
-            (Policy::InMemory, _) => Route::InPlace,
-            (Policy::Auto | Policy::AutoWithThreads, false) => Route::InPlaceNowait,
-            (Policy::AutoWithThreads, true) => Route::PrimaryNowait,
+        let [reads, writes, syncs] = match self.policy {
+            Policy::Named => [Route::Primary; 3],
+            Policy::InMemory => [Route::InPlace; 3],
+            Policy::Auto if direct => [Route::Primary; 3],
+            Policy::Auto => [Route::InPlaceNowait, Route::Primary, Route::Primary],
+            Policy::AutoWithThreads(_) => [
+                if direct { Route::PrimaryNowait } else { Route::InPlaceNowait },
+                if direct && !appends { Route::PrimaryNowait } else { Route::Offload },
+                Route::Primary,
+            ],
         };
-        let writes = match self.policy {
-            Policy::Named | Policy::Auto => Route::Primary,
-            Policy::InMemory => Route::InPlace,
-            Policy::AutoWithThreads if direct && !appends => Route::PrimaryNowait,
-            Policy::AutoWithThreads => Route::Offload,
-        };
-        let syncs = if self.policy == Policy::InMemory { Route::InPlace } else { Route::Primary };
-        RouteTable::new(direct, reads, writes, syncs)
+        let table = RouteTable::primary(direct);
+        table.set(READS, reads);
+        table.set(WRITES, writes);
+        table.set(SYNCS, syncs);
+        table
     }
 
     /// Returns the way of a read whose data may be in the page cache, in a batch with others.
     pub(super) fn in_batch(&self) -> Route {
-        if self.policy == Policy::AutoWithThreads { Route::PrimaryNowait } else { Route::Primary }
+        if self.threads().is_some() { Route::PrimaryNowait } else { Route::Primary }
     }
 
     /// Returns whether all requests are performed in place.
     pub(super) fn are_in_place(&self) -> bool {
-        self.policy == Policy::InMemory
+        matches!(self.policy, Policy::InMemory)
+    }
+
+    /// Returns the driver whose threads perform requests that would block the main engine.
+    #[inline]
+    fn threads(&self) -> Option<&Driver> {
+        if let Policy::AutoWithThreads(driver) = &self.policy { Some(driver) } else { None }
     }
 
     /// Returns whether a sync would block the main engine.
     pub(super) fn sync_blocks(&self) -> bool {
-        self.dirty.get() >= MUCH_DIRTY && self.driver.is_some()
+        self.dirty.get() >= MUCH_DIRTY && self.threads().is_some()
     }
 
     /// Creates the routes of another descriptor of the same open file.
     pub(super) fn duplicate(&self) -> FileRoutes {
-        let FileRoutes { policy, driver, dirty, writing: _ } = self;
-        FileRoutes { policy: *policy, driver: driver.clone(), dirty: dirty.clone(), writing: Cell::new(0) }
+        FileRoutes { policy: self.policy.clone(), dirty: self.dirty.clone(), writing: Cell::new(0) }
     }
 
-    /// Counts bytes written through the page cache by other means than requests.
+    /// Counts bytes written through the page cache.
     pub(super) fn count_dirty(&self, bytes: u64) {
         self.dirty.set(self.dirty.get().saturating_add(bytes));
     }
@@ -202,7 +197,7 @@ impl FileRoutes {
         }
         let _writing = WRITES.contains(&operation.opcode).then(|| Writing::new(&self.writing));
         // SAFETY: promised by the caller.
-        let result = self.driver.as_ref().and_then(|driver| unsafe { driver.offload(&attempt) });
+        let result = self.threads().and_then(|driver| unsafe { driver.offload(&attempt) });
         // SAFETY: promised by the caller, and no engine has had the request.
         let result = result.unwrap_or_else(|| unsafe { submit_and_wait(main, &attempt) });
         if WRITES.contains(&operation.opcode) && ways.of(operation.opcode) == Route::Offload {
@@ -220,10 +215,10 @@ impl FileRoutes {
         way: Route,
         ways: &RouteTable,
     ) -> Option<bool> {
-        let (opcode, has_threads) = (operation.opcode, self.driver.is_some());
+        let (opcode, has_threads) = (operation.opcode, self.threads().is_some());
         let count = |by_completion| {
             if way == Route::PrimaryNowait {
-                let fallback = self.driver.as_ref().and_then(|driver| driver.fallback.as_ref());
+                let fallback = self.threads().and_then(|driver| driver.fallback.as_ref());
                 fallback.into_iter().for_each(|fallback| fallback.count_refusal(by_completion));
             }
         };
