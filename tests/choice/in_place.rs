@@ -248,7 +248,7 @@ fn concurrent_reads_of_cached_data_share_a_submit() {
 #[test]
 fn request_in_place_lets_others_run() {
     // W3, E16: a coroutine that makes requests in place without end lets others run, also in the
-    // course of one long read
+    // course of one long read, be it vectored or not
     let temp = Temp::with("/dev/shm".as_ref(), vec![7; 8 << 20]);
     run(|| {
         let file = temp.open(Direct::Auto);
@@ -270,10 +270,56 @@ fn request_in_place_lets_others_run() {
         file.read_exact_at(&mut long, 0).unwrap();
         let during_one = turns.get() - before;
         assert!(is_all(&long, 7));
-        assert!(during_reads >= 50 && during_one >= 7, "{during_reads} turns, {during_one} turns");
+        let before = turns.get();
+        let (first, second) = long.split_at_mut(5 << 20);
+        let mut vectors = [IoSliceMut::new(second), IoSliceMut::new(first)];
+        assert_eq!(file.read_vectored_at(&mut vectors, 4096).unwrap(), (8 << 20) - 4096);
+        let during_vectored = turns.get() - before;
+        assert!(during_reads >= 50 && during_one >= 7 && during_vectored >= 7);
         turns.set(1000);
         other.join().unwrap();
     });
+}
+
+/// Checks that a long write to tmpfs is not performed in place.
+fn long_write_is_left_to_others() {
+    let temp = on_tmpfs();
+    run(|| {
+        let file = temp.open(Direct::Auto);
+        let data = content(3 << 20);
+        let in_place = |write: &dyn Fn() -> std::io::Result<usize>, len| {
+            let before = stats().in_place;
+            assert_eq!(write().unwrap(), len);
+            stats().in_place - before
+        };
+        let (first, second) = data.split_at(1 << 20);
+        assert_eq!(in_place(&|| file.write_at(first, 0), 1 << 20), 1);
+        assert_eq!(in_place(&|| file.write_at(second, 1 << 20), 2 << 20), 0);
+        let vectors = [IoSlice::new(second), IoSlice::new(first)];
+        assert_eq!(in_place(&|| file.write_vectored_at(&vectors, 3 << 20), 3 << 20), 0);
+        assert_eq!(in_place(&|| file.write_vectored_at(&[IoSlice::new(second); 1], 6 << 20), 2 << 20), 0);
+        let mut back = vec![0; 8 << 20];
+        file.read_exact_at(&mut back, 0).unwrap();
+        assert!(back == [&data, second, first, second].concat());
+        // Native AIO would perform them within submit.
+        let on_threads = if chosen().backend() == BackendKind::Aio { 3 } else { 0 };
+        assert_eq!(stats().offloaded, on_threads);
+    });
+}
+
+#[test]
+fn long_write_to_tmpfs_does_not_occupy_the_loop() {
+    // W3, E16: a write of more than 1 MiB is left to a worker of the engine
+    long_write_is_left_to_others();
+}
+
+#[test]
+fn long_write_to_tmpfs_does_not_occupy_the_loop_without_io_uring() {
+    // W3, E14, E16: the same where native AIO takes the place of io_uring, and where threads do
+    without_interfaces(
+        "in_place::long_write_to_tmpfs_does_not_occupy_the_loop_without_io_uring",
+        long_write_is_left_to_others,
+    );
 }
 
 #[test]

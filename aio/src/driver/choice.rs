@@ -24,6 +24,7 @@ pub enum BackendKind {
     /// | request | interface | reason |
     /// |---|---|---|
     /// | on tmpfs | a system call in place | it does not wait for a device; io_uring would pass it to a worker thread |
+    /// | write of more than 1 MiB to tmpfs | io_uring, or a thread | its copy would occupy the loop for long |
     /// | read whose data is in the page cache, while no other coroutine is ready | a system call in place | it does not wait for a device |
     /// | any other | io_uring | the least CPU time per request, and its submit does not block |
     ///

@@ -1,8 +1,10 @@
 //! Selects how each request of a file is performed under `BackendKind::Auto`.
 //!
-//! Requests that do not wait for a device are performed [in place](crate::engine::in_place): all
-//! requests on tmpfs, and reads whose data is in the page cache. The rest of this text is about native
-//! AIO, which takes io_uring's place where that is not available.
+//! Requests that do not wait for a device are performed [in place](crate::engine::in_place): those on
+//! tmpfs, and reads whose data is in the page cache. There a long request takes as long as its copy
+//! does, so reads are split, and other long requests are given to the engine, whose workers perform
+//! them. The rest of this text is about native AIO, which takes io_uring's place where that is not
+//! available.
 //!
 //! Native AIO carries out some requests within submit, where the whole loop waits for the device (Linux
 //! 6.18, medians at queue depth 1, in microseconds): a direct write that extends the file 58 to
@@ -53,6 +55,10 @@ pub(super) enum Route {
 }
 
 impl Route {
+    pub(super) fn is_in_place(self) -> bool {
+        matches!(self, Route::InPlace | Route::InPlaceNowait)
+    }
+
     #[inline]
     pub(super) fn is_nowait(self) -> bool {
         matches!(self, Route::PrimaryNowait | Route::InPlaceNowait)
@@ -83,21 +89,22 @@ impl RouteTable {
 }
 
 /// What decides the ways of a file's requests.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 enum Policy {
     /// The user named the backend, or it is simulated.
     Named,
     /// No device is below the file system.
     InMemory,
-    /// The main engine never blocks.
+    /// The cheapest way that does not block the loop.
     Auto,
-    /// This driver's threads perform requests that would block the main engine.
-    AutoWithThreads(Arc<Driver>),
 }
 
 /// What the routes of one open file have in common.
 pub(super) struct FileRoutes {
     policy: Policy,
+    /// The driver whose threads perform requests that would block the main engine. `None` if no
+    /// request would.
+    threads: Option<Arc<Driver>>,
     /// Bytes written through the page cache since the last sync.
     dirty: Cell<u64>,
     /// Writes in progress on threads: each locks the file while it lasts.
@@ -127,20 +134,20 @@ impl FileRoutes {
         let policy = match driver.filter(|driver| driver.is_auto()) {
             None => Policy::Named,
             Some(_) if in_memory => Policy::InMemory,
-            Some(driver) if driver.fallback.is_some() => Policy::AutoWithThreads(Arc::clone(driver)),
             Some(_) => Policy::Auto,
         };
-        FileRoutes { policy, dirty: Cell::new(0), writing: Cell::new(0) }
+        let threads = driver.filter(|driver| driver.fallback.is_some()).cloned();
+        FileRoutes { policy, threads, dirty: Cell::new(0), writing: Cell::new(0) }
     }
 
     /// Creates the table of a descriptor of this file.
     pub(super) fn table(&self, direct: bool, appends: bool) -> RouteTable {
-        let [reads, writes, syncs] = match self.policy {
-            Policy::Named => [Route::Primary; 3],
-            Policy::InMemory => [Route::InPlace; 3],
-            Policy::Auto if direct => [Route::Primary; 3],
-            Policy::Auto => [Route::InPlaceNowait, Route::Primary, Route::Primary],
-            Policy::AutoWithThreads(_) => [
+        let [reads, writes, syncs] = match (self.policy, self.threads.is_some()) {
+            (Policy::Named, _) => [Route::Primary; 3],
+            (Policy::InMemory, _) => [Route::InPlace; 3],
+            (Policy::Auto, false) if direct => [Route::Primary; 3],
+            (Policy::Auto, false) => [Route::InPlaceNowait, Route::Primary, Route::Primary],
+            (Policy::Auto, true) => [
                 if direct { Route::PrimaryNowait } else { Route::InPlaceNowait },
                 if direct && !appends { Route::PrimaryNowait } else { Route::Offload },
                 Route::Primary,
@@ -155,7 +162,13 @@ impl FileRoutes {
 
     /// Returns the way of a read whose data may be in the page cache, in a batch with others.
     pub(super) fn in_batch(&self) -> Route {
-        if self.threads().is_some() { Route::PrimaryNowait } else { Route::Primary }
+        if self.threads.is_some() { Route::PrimaryNowait } else { Route::Primary }
+    }
+
+    /// Returns the way of a request in memory whose copy takes long.
+    #[cold]
+    pub(super) fn of_long(&self) -> Route {
+        if self.threads.is_some() { Route::Offload } else { Route::Primary }
     }
 
     /// Returns whether all requests are performed in place.
@@ -163,20 +176,19 @@ impl FileRoutes {
         matches!(self.policy, Policy::InMemory)
     }
 
-    /// Returns the driver whose threads perform requests that would block the main engine.
-    #[inline]
-    fn threads(&self) -> Option<&Driver> {
-        if let Policy::AutoWithThreads(driver) = &self.policy { Some(driver) } else { None }
-    }
-
     /// Returns whether a sync would block the main engine.
     pub(super) fn sync_blocks(&self) -> bool {
-        self.dirty.get() >= MUCH_DIRTY && self.threads().is_some()
+        self.dirty.get() >= MUCH_DIRTY && self.threads.is_some()
     }
 
     /// Creates the routes of another descriptor of the same open file.
     pub(super) fn duplicate(&self) -> FileRoutes {
-        FileRoutes { policy: self.policy.clone(), dirty: self.dirty.clone(), writing: Cell::new(0) }
+        FileRoutes {
+            policy: self.policy,
+            threads: self.threads.clone(),
+            dirty: self.dirty.clone(),
+            writing: Cell::new(0),
+        }
     }
 
     /// Counts bytes written through the page cache.
@@ -197,7 +209,7 @@ impl FileRoutes {
         }
         let _writing = WRITES.contains(&operation.opcode).then(|| Writing::new(&self.writing));
         // SAFETY: promised by the caller.
-        let result = self.threads().and_then(|driver| unsafe { driver.offload(&attempt) });
+        let result = self.threads.as_ref().and_then(|driver| unsafe { driver.offload(&attempt) });
         // SAFETY: promised by the caller, and no engine has had the request.
         let result = result.unwrap_or_else(|| unsafe { submit_and_wait(main, &attempt) });
         if WRITES.contains(&operation.opcode) && ways.of(operation.opcode) == Route::Offload {
@@ -215,10 +227,10 @@ impl FileRoutes {
         way: Route,
         ways: &RouteTable,
     ) -> Option<bool> {
-        let (opcode, has_threads) = (operation.opcode, self.threads().is_some());
+        let (opcode, has_threads) = (operation.opcode, self.threads.is_some());
         let count = |by_completion| {
             if way == Route::PrimaryNowait {
-                let fallback = self.threads().and_then(|driver| driver.fallback.as_ref());
+                let fallback = self.threads.as_ref().and_then(|driver| driver.fallback.as_ref());
                 fallback.into_iter().for_each(|fallback| fallback.count_refusal(by_completion));
             }
         };

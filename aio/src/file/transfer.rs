@@ -12,6 +12,7 @@ use rustix::fs::{Mode, OFlags, fcntl_getfl, open};
 use crate::backend::{Opcode, Operation};
 use crate::driver::unblock::unblock;
 use crate::engine::guards::ShortRead;
+use crate::engine::in_place::MAX_LEN;
 use crate::engine::stats::Detour;
 use crate::engine::transfer::{Request, submit_and_wait};
 use crate::file::error::{explain, failed};
@@ -20,6 +21,18 @@ use super::bounce::{Bounce, LARGEST};
 use super::handle::Handle;
 use super::route::{Route, len_of};
 use super::{Alignment, File};
+
+/// Whether a write is too long for the loop's thread to copy it. It is not split, as a read is: other
+/// writes could come in between.
+///
+/// # Safety
+///
+/// As [`len_of`].
+#[inline(always)]
+unsafe fn is_long_write(operation: &Operation) -> bool {
+    // SAFETY: promised by the caller.
+    operation.opcode.is_write() && unsafe { len_of(operation) } > MAX_LEN
+}
 
 impl File {
     /// Makes one request on one of the file's descriptors.
@@ -31,6 +44,8 @@ impl File {
     unsafe fn request(&self, operation: Operation, handle: &Handle) -> io::Result<usize> {
         let way = match handle.ways.of(operation.opcode) {
             Route::InPlaceNowait if self.engine.shares_submit() => self.route.in_batch(),
+            // SAFETY: promised by the caller.
+            Route::InPlace if unsafe { is_long_write(&operation) } => self.route.of_long(),
             way => way,
         };
         // SAFETY: promised by the caller.
@@ -266,7 +281,9 @@ impl File {
             let at = offset + total as u64;
             let as_is = batch.iter().all(|&(addr, len)| self.is_taken_as_is(addr, at | len as u64));
             let mut done = 0;
-            if wanted > 0 && (as_is || self.is_direct_range(at | wanted as u64)) {
+            // A long read that is performed in place is split, so that other coroutines run.
+            let is_split = single == Opcode::Read && wanted as u64 > MAX_LEN && self.fd.ways.of(vectored).is_in_place();
+            if wanted > 0 && !is_split && (as_is || self.is_direct_range(at | wanted as u64)) {
                 done = if as_is {
                     let iovecs: Vec<_> = batch
                         .iter()
