@@ -14,7 +14,7 @@ pub(crate) mod report;
 
 pub(crate) use clock::{COARSE_STEP, Clock, VirtualClock};
 pub(crate) use cpus::Pinned;
-pub(crate) use descriptors::{Epoll, EventFd, Ready, TimerFd, set_nonblocking};
+pub(crate) use descriptors::{Epoll, EventFd, Ready, TimerFd, set_nonblocking, socket_timeout};
 pub(crate) use fork::{enter_child, in_child, refuse_in_child};
 pub(crate) use format::{format_fn, opaque_debug};
 pub(crate) use os_error::explained;

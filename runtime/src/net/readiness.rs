@@ -97,7 +97,7 @@ pub fn wait_writable(fd: impl AsFd) -> io::Result<()> {
 }
 
 /// A descriptor borrowed by the waiting coroutine, or by the owner of the watch.
-pub(crate) struct BorrowedRawFd(pub(super) RawFd);
+struct BorrowedRawFd(RawFd);
 
 impl AsFd for BorrowedRawFd {
     fn as_fd(&self) -> BorrowedFd<'_> {

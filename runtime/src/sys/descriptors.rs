@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::io::Errno;
+use rustix::net::sockopt::Timeout;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
 
 use crate::sys::in_child;
@@ -30,6 +31,22 @@ pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
         let flags = checked(libc::fcntl(fd.as_raw_fd(), libc::F_GETFL))?;
         checked(libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)).map(drop)
     }
+}
+
+/// Returns the timeout that a socket option sets for blocking calls; `None` is no limit. `rustix` panics
+/// if the kernel returns another length than that of the structure, as QEMU's user-mode emulation does,
+/// in which container images for other architectures are built.
+pub(crate) fn socket_timeout(socket: RawFd, option: Timeout) -> io::Result<Option<Duration>> {
+    let name = match option {
+        Timeout::Recv => libc::SO_RCVTIMEO,
+        Timeout::Send => libc::SO_SNDTIMEO,
+    };
+    let mut limit = libc::timeval { tv_sec: 0, tv_usec: 0 };
+    let mut len = size_of_val(&limit) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes to `limit`, for which any bytes are valid.
+    checked(unsafe { libc::getsockopt(socket, libc::SOL_SOCKET, name, (&raw mut limit).cast(), &mut len) })?;
+    let duration = Duration::from_secs(limit.tv_sec as u64) + Duration::from_micros(limit.tv_usec as u64);
+    Ok(Some(duration).filter(|duration| !duration.is_zero()))
 }
 
 /// An eventfd, with which another thread wakes a sleeping loop.

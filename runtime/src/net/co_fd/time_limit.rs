@@ -8,14 +8,14 @@
 
 use std::cell::Cell;
 use std::io;
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
-use rustix::net::sockopt::{Timeout, socket_timeout};
+use rustix::net::sockopt::Timeout;
 
 use crate::context::{Action, LocalContext, Timer};
 use crate::coroutine::CoroutineId;
-use crate::net::readiness::BorrowedRawFd;
+use crate::sys::socket_timeout;
 
 /// The known timeouts of a socket.
 pub(in crate::net) struct TimeLimits {
@@ -62,7 +62,7 @@ impl TimeLimits {
         let known = self.known(option);
         let after = match known.get().filter(|_| self.is_sole_handle.get()) {
             Some(after) => after,
-            None => socket_timeout(BorrowedRawFd(raw).as_fd(), option)?,
+            None => socket_timeout(raw, option)?,
         };
         known.set(Some(after));
         let deadline = after.and_then(|after| home.scheduler.shared.clock.now().checked_add(after));
