@@ -122,6 +122,34 @@ fn eagain_with_requests_in_flight_waits_for_a_completion() {
 }
 
 #[test]
+fn failed_request_is_progress() {
+    // E2, X1: a poll in which nothing happens but the failure of a request returns true, whether or
+    // not others were submitted after it
+    with_engine(4, |context, backend, engine| {
+        for others in [0, 1] {
+            let plug = engine.plug();
+            let made: Vec<_> = (0..=others)
+                .map(|offset| {
+                    let engine = engine.clone();
+                    let made = Coroutine::new(move || _ = touch(&engine, offset));
+                    made.enter();
+                    made
+                })
+                .collect();
+            backend.script.hold(0);
+            backend.script.refuse(libc::EBADF);
+            drop(plug);
+            assert!(context.poll(false));
+            assert!(made[0].has_ended());
+            assert_eq!((engine.stats().pending, u64::from(engine.stats().in_flight)), (0, others));
+            assert!(!context.poll(false));
+        }
+        backend.script.release(0);
+        assert!(context.poll(false));
+    });
+}
+
+#[test]
 fn retried_bad_request_lets_the_loop_run() {
     // E2, E8: a coroutine that repeats a request that fails at submit does not keep the loop in one
     // submit forever

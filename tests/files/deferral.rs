@@ -12,7 +12,7 @@ use coralio::engine::io_uring::IoUring;
 use coralio::task::Cancelled;
 use coralio::{JoinHandle, spawn, yield_now};
 
-use crate::uring::{Never, with_engine};
+use crate::uring::{Never, with_depth, with_engine};
 
 /// Spawns a coroutine that reads `count` times.
 fn reader(engine: &Arc<Engine<IoUring>>, never: &Never, count: usize) -> JoinHandle<()> {
@@ -56,6 +56,62 @@ fn sleep_submits_requests_that_wait() {
         // A read that was submitted directly may complete before the loop sleeps.
         assert!((READS as u64 - 3..=READS as u64).contains(&stats.sleeps), "{} sleeps", stats.sleeps);
         signals.join().unwrap();
+    });
+}
+
+#[test]
+fn requests_that_complete_within_submit_are_not_deferred() {
+    // E2, E8: neither before nor after a request that waits; each has a submit of its own, or nearly,
+    // and the loop does not sleep for it
+    const READS: u64 = 300;
+    let (never, ready) = (Never::new(), Never::new());
+    with_engine(|context, engine| {
+        for waits in [false, true] {
+            if waits {
+                teach(context, engine, &never);
+            }
+            let before = engine.stats();
+            let (reads, made) = (Arc::clone(engine), ready.clone());
+            let reader = spawn(move || {
+                for _ in 0..READS {
+                    made.signal();
+                    assert_eq!(made.read(&reads), 1);
+                }
+            });
+            reader.join().unwrap();
+            let after = engine.stats();
+            let deferred = if waits { 63 } else { 0 };
+            assert_eq!(after.submits - before.submits, READS - deferred);
+        }
+    });
+}
+
+#[test]
+fn deferred_requests_do_not_exceed_the_depth() {
+    // E2, E8: the loop's sleep submits only as many requests as the engine's depth has room for,
+    // although the ring has more
+    let never = Never::new();
+    with_depth(6, |context, engine| {
+        teach(context, engine, &never);
+        let mut readers: Vec<_> = (0..3).map(|_| reader(engine, &never, 1)).collect();
+        context.poll(false);
+        assert_eq!(engine.stats().in_flight, 3);
+        readers.extend((0..5).map(|_| reader(engine, &never, 1)));
+        let (watched, signals) = (Arc::clone(engine), never.clone());
+        let most = thread::spawn(move || {
+            let mut most = 3;
+            for completions in 1..9 {
+                // The first sleep submits; a later one, the rest.
+                while watched.stats().completions != completions || most == 3 {
+                    most = most.max(watched.stats().in_flight);
+                    thread::yield_now();
+                }
+                signals.signal();
+            }
+            most
+        });
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        assert_eq!(most.join().unwrap(), 6);
     });
 }
 

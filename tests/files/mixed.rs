@@ -133,6 +133,29 @@ fn unaligned_memory_stays_direct() {
 }
 
 #[test]
+fn aligned_requests_are_made_as_they_are() {
+    // E10, E15: an aligned request is one request from the caller's memory, neither bounced nor
+    // page-cached, also where it meets an unaligned end of the file
+    on_each_backend(|| {
+        let temp = Temp::with(&disk(), &pattern(3, 8192 + 100));
+        let file = temp.open(Direct::Auto);
+        if !file.is_direct() {
+            return eprintln!("skipped: no direct I/O in {}", disk().display());
+        }
+        let before = stats();
+        let mut buf = AlignedBuf::new(4096, 4096);
+        file.read_exact_at(&mut buf, 4096).unwrap();
+        file.write_at(&buf, 0).unwrap();
+        assert_eq!(file.read_at(&mut buf, 8192).unwrap(), 100);
+        let (one, two) = buf.split_at_mut(2048);
+        assert_eq!(file.read_vectored_at(&mut [IoSliceMut::new(one), IoSliceMut::new(two)], 8192).unwrap(), 100);
+        let after = stats();
+        let done = (after.requests - before.requests, after.bounced - before.bounced);
+        assert_eq!((done, after.page_cached - before.page_cached), ((4, 0), 0));
+    });
+}
+
+#[test]
 fn long_request_on_unaligned_memory_is_split() {
     // E15: the memory for it has a limit, however long the request
     coralio::run(|| {

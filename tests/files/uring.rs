@@ -47,8 +47,13 @@ fn run_on<T>(backend: BackendKind, depth: u32, f: impl FnOnce() -> T) -> Option<
 
 /// Runs `f` with the engine itself, or reports a skip where io_uring is forbidden.
 pub fn with_engine<T>(f: impl FnOnce(&AioContext, &Arc<Engine<IoUring>>) -> T) -> Option<T> {
+    with_depth(8, f)
+}
+
+/// As `with_engine`, with a depth of up to eight, the capacity of the ring.
+pub fn with_depth<T>(depth: u32, f: impl FnOnce(&AioContext, &Arc<Engine<IoUring>>) -> T) -> Option<T> {
     let backend = IoUring::new(8).inspect_err(|error| skipped(error)).ok()?;
-    Some(AioContext::run(|context| f(context, &Engine::attach(backend, 8).unwrap())))
+    Some(AioContext::run(|context| f(context, &Engine::attach(backend, depth).unwrap())))
 }
 
 /// A descriptor whose read stays in flight until it is signalled.
