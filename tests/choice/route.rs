@@ -89,6 +89,10 @@ fn extending_direct_writes_go_to_a_thread() {
             assert_eq!(back(1 << 20), 9);
         });
         assert_eq!(read, (6, 0));
+        let mut much = AlignedBuf::new(1 << 20, 4096);
+        much.fill(6);
+        assert_eq!(requests(|| _ = file.write_at(&much, 2 << 20).unwrap()), (1, 1), "extends by much");
+        assert_eq!(requests(|| file.sync_data().unwrap()), (1, 0), "nothing of that is in the page cache");
     });
 }
 
