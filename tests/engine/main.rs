@@ -8,6 +8,7 @@ mod drain;
 mod hostile;
 mod plug;
 mod reap;
+mod short;
 mod submit;
 mod teardown;
 

@@ -149,6 +149,7 @@ fn aligned_requests_are_made_as_they_are() {
         assert_eq!(file.read_at(&mut buf, 8192).unwrap(), 100);
         let (one, two) = buf.split_at_mut(2048);
         assert_eq!(file.read_vectored_at(&mut [IoSliceMut::new(one), IoSliceMut::new(two)], 8192).unwrap(), 100);
+        assert_eq!(file.read_vectored_at(&mut [IoSliceMut::new(&mut [])], 0).unwrap(), 0, "no request");
         let after = stats();
         let done = (after.requests - before.requests, after.bounced - before.bounced);
         assert_eq!((done, after.page_cached - before.page_cached), ((4, 0), 0));
@@ -192,5 +193,13 @@ fn unaligned_offsets_use_the_page_cache() {
         file.write_at(b"odd", 5).unwrap();
         file.read_exact_at(&mut [0; 3], 5).unwrap();
         assert_eq!((stats().bounced - before.bounced, stats().page_cached - before.page_cached), (0, 2));
+        // Offset and length have the same unaligned part, and their sum none.
+        let halves = [IoSlice::new(&[1; 128]), IoSlice::new(&[2; 128])];
+        assert_eq!(file.write_vectored_at(&halves, 256).unwrap(), 256);
+        let mut back = [[0; 128]; 2];
+        let [one, two] = &mut back;
+        assert_eq!(file.read_vectored_at(&mut [IoSliceMut::new(one), IoSliceMut::new(two)], 256).unwrap(), 256);
+        assert_eq!(back, [[1; 128], [2; 128]]);
+        assert_eq!((stats().bounced - before.bounced, stats().page_cached - before.page_cached), (0, 6));
     });
 }
