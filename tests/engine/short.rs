@@ -1,7 +1,7 @@
 //! Rule E10: a file's requests of which the kernel transfers only a part.
 
 use std::fs;
-use std::io::{self, ErrorKind, IoSlice};
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::os::fd::OwnedFd;
 
 use coralio::context::AioContext;
@@ -41,5 +41,19 @@ fn write_of_which_nothing_is_accepted_fails() {
         let buffers = [IoSlice::new(&[1; 4]), IoSlice::new(&[2; 4])];
         assert_eq!(why(file.write_vectored_at(&buffers, 8)), "short write: 0 of 2 bytes at offset 14");
         assert_eq!(backend.taken(), 4);
+    });
+}
+
+#[test]
+fn vectored_read_stops_at_the_end() {
+    // E10: a vectored read that ends in the middle of a buffer leaves the buffers after it alone,
+    // though the file may have grown meanwhile
+    with_file(|backend, file| {
+        backend.set_disk(&[5; 8]);
+        backend.set_result(0, 2);
+        backend.set_result(1, 0);
+        let [mut one, mut two] = [[0; 4]; 2];
+        assert_eq!(file.read_vectored_at(&mut [IoSliceMut::new(&mut one), IoSliceMut::new(&mut two)], 0).unwrap(), 2);
+        assert_eq!((two, backend.taken()), ([0; 4], 2));
     });
 }

@@ -140,9 +140,22 @@ fn appending_descriptor_appends() {
     });
 }
 
+/// Returns the flags of this process's descriptors of the file at `path`.
+fn flags_of_descriptors(path: &Path) -> Vec<i32> {
+    let all = fs::read_dir("/proc/self/fd").unwrap().map(|entry| entry.unwrap());
+    let of_file = all.filter(|entry| fs::read_link(entry.path()).is_ok_and(|target| target == path));
+    let flags = of_file.map(|entry| {
+        let info = fs::read_to_string(Path::new("/proc/self/fdinfo").join(entry.file_name())).unwrap();
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+        i32::from_str_radix(flags.trim(), 8).unwrap()
+    });
+    flags.collect()
+}
+
 #[test]
 fn second_descriptor_keeps_the_flags() {
-    // E15: the page-cache descriptor of Direct::Auto has the first one's access mode and no more
+    // E15: the page-cache descriptor of Direct::Auto has the first one's access mode, its
+    // `O_APPEND`, `O_SYNC` and `O_DSYNC`, and no more
     on_each_backend(|| {
         let temp = Temp::with(&disk(), &[5; 8192]);
         let read_only = File::open(&temp.0).unwrap();
@@ -160,6 +173,16 @@ fn second_descriptor_keeps_the_flags() {
         let mut back = AlignedBuf::new(4096, 4096);
         file.read_exact_at(&mut back, 0).unwrap();
         assert_eq!(back[..5], [6, b'o', b'd', b'd', 6]);
+        // Writes through it are as durable, and go to the same place.
+        for kept in [libc::O_SYNC, libc::O_DSYNC, libc::O_APPEND] {
+            let temp = Temp::with(&disk(), &[7; 8192]);
+            let file = File::options().read(true).write(true).custom_flags(kept).open(&temp.0).unwrap();
+            file.write_at(b"odd", 1).unwrap();
+            let flags = flags_of_descriptors(&temp.0);
+            assert_eq!(flags.len(), 1 + usize::from(file.is_direct()));
+            let expected = kept | libc::O_CLOEXEC;
+            assert!(flags.iter().all(|flags| flags & expected == expected), "{flags:x?} without {expected:#x}");
+        }
     });
 }
 

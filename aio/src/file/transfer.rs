@@ -360,7 +360,8 @@ impl File {
         let opened = unblock(move || {
             // SAFETY: *never left behind*: the descriptor is borrowed until the closure has ended.
             let flags = fcntl_getfl(unsafe { BorrowedFd::borrow_raw(raw) })?;
-            let keep = OFlags::RWMODE | OFlags::APPEND | OFlags::SYNC | OFlags::DSYNC;
+            // `SYNC` includes `DSYNC`.
+            let keep = OFlags::RWMODE | OFlags::APPEND | OFlags::SYNC;
             open(format!("/proc/self/fd/{raw}"), flags & keep | OFlags::CLOEXEC, Mode::empty())
         })?;
         opened.map_err(|error| {
