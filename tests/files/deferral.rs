@@ -87,6 +87,21 @@ fn requests_that_complete_within_submit_are_not_deferred() {
 }
 
 #[test]
+fn measured_submits_are_not_deferred() {
+    // E8, E14: with a threshold for slow submits no request is left to the sleep, whose time is not
+    // that of a submit
+    let never = Never::new();
+    with_engine(|_, engine| {
+        const READS: u64 = 100;
+        engine.set_slow_submit_threshold(Duration::ZERO);
+        let signals = signal_each(engine, &never, READS);
+        reader(engine, &never, READS as usize).join().unwrap();
+        assert_eq!((engine.stats().submits, engine.stats().slow_submits), (READS, READS));
+        signals.join().unwrap();
+    });
+}
+
+#[test]
 fn deferred_requests_do_not_exceed_the_depth() {
     // E2, E8: the loop's sleep submits only as many requests as the engine's depth has room for,
     // although the ring has more
