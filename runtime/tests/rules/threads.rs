@@ -502,8 +502,10 @@ fn poll_while_on_a_plain_thread_waits() {
         let mut looks = 0;
         ctx.poll_while(|| {
             looks += 1;
+            assert!(ctx.is_awaited());
             left.load(Ordering::Relaxed) > 0
         });
+        assert!(!ctx.is_awaited());
         assert_eq!(left.load(Ordering::Relaxed), 0);
         assert!(looks > 0);
         let foreign = || thread::scope(|scope| scope.spawn(|| ctx.try_acquire().is_none()).join().unwrap());
@@ -524,6 +526,7 @@ fn poll_while_on_a_plain_thread_waits() {
         });
     });
     assert_eq!(said, "enough");
+    assert!(!ctx.is_awaited());
     drop(guard);
     worker.stop().unwrap();
 }
