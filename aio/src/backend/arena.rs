@@ -244,6 +244,12 @@ mod tests {
             (random >> 33) as usize % below
         };
         let mut live: Vec<(NonNull<u8>, usize, u8)> = Vec::new();
+        // Whole chunks: fresh ones, and all of them again.
+        for _ in 0..=CHUNKS {
+            let two = [(); 2].map(|()| allocate(CHUNK).unwrap());
+            // SAFETY: allocated with this length, and not used any more.
+            two.into_iter().for_each(|start| unsafe { free(start, CHUNK) });
+        }
         for step in 0..1000 {
             if draw(5) > 1 {
                 let most = [PAGE, 16 * PAGE, CHUNK][draw(3)];
@@ -258,7 +264,7 @@ mod tests {
                 live.push((start, len, step as u8 | 1));
             } else if !live.is_empty() {
                 let (start, len, value) = live.swap_remove(draw(live.len()));
-                // SAFETY: as above.
+                // SAFETY: allocated, and not freed yet.
                 let bytes = unsafe { std::slice::from_raw_parts(start.as_ptr(), len) };
                 assert!(bytes.iter().all(|&byte| byte == value), "step {step}");
                 // SAFETY: allocated with this length, and not used any more.
