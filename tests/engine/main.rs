@@ -6,6 +6,7 @@
 mod cancel;
 mod drain;
 mod hostile;
+mod lone;
 mod plug;
 mod reap;
 mod short;

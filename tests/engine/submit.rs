@@ -171,40 +171,6 @@ fn retried_bad_request_lets_the_loop_run() {
     });
 }
 
-/// Runs `coroutines` that make `count` requests each. Returns the number of submits, and of iterations
-/// of the loop.
-fn submits_and_rounds(context: &AioContext, engine: &Watch, coroutines: usize, count: usize) -> (u64, usize) {
-    let before = engine.stats().submits;
-    let running = (0..coroutines).map(|_| {
-        let engine = engine.clone();
-        spawn(move || (0..count).for_each(|_| assert_eq!(touch(&engine, 1), Ok(0))))
-    });
-    let running: Vec<_> = running.collect();
-    let mut rounds = 0;
-    while !running.iter().all(|one| one.is_finished()) {
-        context.poll(false);
-        rounds += 1;
-    }
-    running.into_iter().for_each(|one| one.join().unwrap());
-    (engine.stats().submits - before, rounds)
-}
-
-#[test]
-fn lone_requests_are_submitted_immediately() {
-    // E7, E8: after eight batches of one request, a coroutine's next requests do not wait for the
-    // loop, which gets a turn after 32; coroutines that join it share submits again
-    with_engine(8, |context, backend, engine| {
-        (0..5 * 330 + 8).for_each(|number| backend.script.complete_on_submit(number, number));
-        let (submits, rounds) = submits_and_rounds(context, engine, 1, 330);
-        assert_eq!(submits, 330);
-        assert!((8 + 330 / 40..8 + 330 / 20).contains(&rounds), "{rounds} iterations");
-        let (submits, _) = submits_and_rounds(context, engine, 4, 330);
-        assert!(submits < 330 + 40, "{submits} submits for 4 times 330 requests");
-        let (_, rounds) = submits_and_rounds(context, engine, 1, 8);
-        assert!(rounds >= 8, "{rounds} iterations for the first 8 requests");
-    });
-}
-
 #[test]
 fn request_rejected_outside_the_loop_does_not_yield() {
     // E2, E7: a request refused outside the loop does not yield: its result is there before the

@@ -5,8 +5,13 @@
 //! iteration: a quarter of a request's CPU time on a fast device. Nothing announces that other requests
 //! will follow: a coroutine that is about to run, or to be spawned, may make one or not. So the next
 //! batch is expected to be like the last ones.
+//!
+//! Several coroutines that make one request each in the same iteration would never form a batch if each
+//! submitted its own, and so would never be seen to share one. So only a single coroutine's batches count.
 
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
+
+use coralio_runtime::{CoroutineId, HomeRef};
 
 /// Number of consecutive batches of one request after which the next is expected to be such a batch.
 const LONE_BATCHES: u32 = 8;
@@ -14,14 +19,22 @@ const LONE_BATCHES: u32 = 8;
 /// The recent batches. Accessed under the context's lock.
 #[derive(Default)]
 pub(super) struct Batching {
-    /// Number of consecutive batches of one request.
+    /// Number of consecutive batches of one request, all of `coroutine`.
     lone: AtomicU32,
+    /// The number of the coroutine that made the last request that was the first of its batch.
+    coroutine: AtomicUsize,
 }
 
 impl Batching {
-    /// Returns whether the next batch is likely to be of one request.
+    /// Returns whether the next batch, which the running coroutine has begun, is likely to be of one
+    /// request.
     #[inline]
-    pub(super) fn expects_lone(&self) -> bool {
+    pub(super) fn expects_lone(&self, here: HomeRef<'_>) -> bool {
+        let coroutine = here.current().map_or(0, CoroutineId::number);
+        if self.coroutine.load(Relaxed) != coroutine {
+            self.coroutine.store(coroutine, Relaxed);
+            self.lone.store(0, Relaxed);
+        }
         self.lone.load(Relaxed) >= LONE_BATCHES
     }
 

@@ -157,7 +157,7 @@ impl<E> Entries<E> {
 
 /// What follows the queueing of a request.
 pub(crate) enum Next {
-    /// Nothing: a later submit is certain, and serves other requests too.
+    /// Nothing: a later submit is certain, and may serve other requests too.
     Batched,
     /// A submit.
     Submit,
@@ -166,7 +166,7 @@ pub(crate) enum Next {
 }
 
 impl<B: Backend, G: Guards> Engine<B, G> {
-    /// Queues a request. Returns what the caller does next.
+    /// Queues a request of the running coroutine. Returns what the caller does next.
     #[inline]
     pub(crate) fn enqueue(&self, here: HomeRef<'_>, attempt: &Request, key: u64) -> Next {
         let guard = here.acquire();
@@ -186,7 +186,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
         if may_gather && pending > 1 && !full {
             return Next::Batched;
         }
-        let lone = !plugged && pending == 1 && (full || self.batching.expects_lone() && !here.has_ready());
+        let lone = !plugged && pending == 1 && (full || self.batching.expects_lone(here) && !here.has_ready());
         if may_gather && B::DEFERS && lone && self.deferral.is_expected() {
             // The loop's sleep submits the only request.
             return Next::Batched;

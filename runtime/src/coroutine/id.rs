@@ -30,9 +30,16 @@ impl CoroutineId {
         self.block.context() == context && self.is_live()
     }
 
+    /// Returns a number that no other coroutine has at the same time. A coroutine created later may
+    /// have it.
+    #[inline]
+    pub fn number(self) -> usize {
+        ptr::from_ref(self.block).addr()
+    }
+
     /// Returns the identity as the event log stores it.
     pub(crate) fn traced(self) -> trace::Id {
-        (ptr::from_ref(self.block).addr() as u64, self.generation)
+        (self.number() as u64, self.generation)
     }
 }
 
