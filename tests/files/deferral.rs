@@ -60,6 +60,23 @@ fn sleep_submits_requests_that_wait() {
 }
 
 #[test]
+fn sleep_submits_the_request_that_there_is_room_for() {
+    // E2, E8: the same for several coroutines at queue depth 1, where every request fills the queue
+    let never = Never::new();
+    with_depth(1, |_, engine| {
+        const READERS: usize = 4;
+        const READS: usize = 20;
+        let signals = signal_each(engine, &never, (READERS * READS) as u64);
+        let readers = [(); READERS].map(|()| reader(engine, &never, READS));
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        let stats = engine.stats();
+        assert_eq!(stats.completions, (READERS * READS) as u64);
+        assert!(stats.submits < 10, "{} submits", stats.submits);
+        signals.join().unwrap();
+    });
+}
+
+#[test]
 fn requests_that_complete_within_submit_are_not_deferred() {
     // E2, E8: neither before nor after a request that waits; each has a submit of its own, or nearly,
     // and the loop does not sleep for it

@@ -187,8 +187,9 @@ impl<B: Backend, G: Guards> Engine<B, G> {
             return Next::Batched;
         }
         let lone = !plugged && pending == 1 && (full || self.batching.expects_lone(here) && !here.has_ready());
-        if may_gather && B::DEFERS && lone && self.deferral.is_expected() {
-            // The loop's sleep submits the only request.
+        let may_defer = may_gather && B::DEFERS && !plugged && (lone || self.depth == 1);
+        if may_defer && self.deferral.is_expected() {
+            // The loop's sleep submits the only request, or the only one that there is room for.
             return Next::Batched;
         }
         if may_gather && !((full || lone) && self.allow_immediate_submit(&attempt.operation, full)) {
