@@ -60,6 +60,9 @@ pub(crate) use shared::{NOTIFY_TOKEN, SharedContext};
 pub(crate) use source::{EventSource, Flush, HomeRef, HomeToken, LoopToken, SourceState};
 pub(crate) use timer::{Action, Timer, Timers};
 
+/// How many iterations of a busy loop share one poll of the descriptors.
+pub(crate) const ROUNDS_PER_POLL: u32 = 8;
+
 /// A handle to a context, usable from any thread. A context is an event loop and its coroutines.
 ///
 /// A context exists during [`AioContext::run`], on the calling thread, its *home thread*. Other
@@ -211,9 +214,9 @@ impl AioContext {
             // Relaxed: a count that is only a hint.
             shared.busy_rounds.store(0, Ordering::Relaxed);
         }
-        let every_eighth = || shared.busy_rounds.fetch_add(1, Ordering::Relaxed) % 8 == 7;
+        let is_eighth = || shared.busy_rounds.fetch_add(1, Ordering::Relaxed) % ROUNDS_PER_POLL == ROUNDS_PER_POLL - 1;
         let sleep_asks = may_sleep && shared.watches.sleep_asks() && shared.busy_poll_max.load(Ordering::Relaxed) == 0;
-        let ask = !(busy || sleep_asks) || every_eighth();
+        let ask = !(busy || sleep_asks) || is_eighth();
         if ask && !asked {
             let asked = shared.watches.poll(&shared.epoll, || shared.scheduler.forward_notify());
             asked.unwrap_or_else(|error| panic!("cannot poll the loop's descriptors: {error}"));

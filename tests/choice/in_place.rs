@@ -1,14 +1,19 @@
 //! Requests that the loop's thread performs itself under `Auto`: on tmpfs, and reads of cached data.
 
 use std::cell::Cell;
-use std::io::{ErrorKind, IoSlice, IoSliceMut};
+use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use coralio::context::AioContext;
 use coralio::driver::{self, BackendKind, Stats, stats};
 use coralio::fs::Direct;
-use coralio::task::Cancelled;
+use coralio::net::CoFd;
+use coralio::task::{Cancelled, spawn_now};
 use coralio::trace::{Event, RequestState, Trace};
 use coralio::{File, RuntimeBuilder, run, sleep, spawn, timeout, yield_now};
 
@@ -278,6 +283,46 @@ fn request_in_place_lets_others_run() {
         assert!(during_reads >= 50 && during_one >= 7 && during_vectored >= 7);
         turns.set(1000);
         other.join().unwrap();
+    });
+}
+
+#[test]
+fn request_in_place_lets_events_in() {
+    // W3, X5, X7, E16: a coroutine that makes requests in place without end delays a bottom half and a
+    // timer by sixteen requests, and by twice as many a coroutine that waits for a descriptor
+    let temp = on_tmpfs();
+    run(|| {
+        let file = temp.open(Direct::Auto);
+        let context = AioContext::current().unwrap();
+        file.write_at(&[1; 4096], 0).unwrap();
+        let event = Arc::new(AtomicBool::new(false));
+        let sets = || {
+            let event = Arc::clone(&event);
+            move || event.store(true, Ordering::Relaxed)
+        };
+        let check = |what: &str, most| {
+            let has_not_come = |_: &usize| {
+                file.read_exact_at(&mut [0; 4096], 0).unwrap();
+                !event.swap(false, Ordering::Relaxed)
+            };
+            let reads = (0..1000).take_while(has_not_come).count();
+            assert!(reads < most, "{reads} reads before a {what}");
+        };
+        for _ in 0..5 {
+            context.schedule_oneshot(sets()).unwrap();
+            check("bottom half", 18);
+            let timer = context.new_timer(sets()).unwrap();
+            timer.arm_at(context.now());
+            check("timer", 18);
+            let ((socket, mut peer), sets) = (UnixStream::pair().unwrap(), sets());
+            let waiter = spawn_now(move || {
+                CoFd::new(socket).unwrap().read_exact(&mut [0]).unwrap();
+                sets();
+            });
+            peer.write_all(b"!").unwrap();
+            check("descriptor", 34);
+            waiter.join().unwrap();
+        }
     });
 }
 

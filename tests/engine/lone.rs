@@ -1,10 +1,15 @@
 //! Requests that a coroutine makes one at a time: submitted immediately, while nothing else is to run.
 
 use std::cell::Cell;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use coralio::context::AioContext;
 use coralio::coroutine::{Coroutine, suspend};
+use coralio::net::CoFd;
 use coralio::task::spawn_now;
 use coralio::{JoinHandle, spawn};
 
@@ -114,4 +119,64 @@ fn coroutines_entered_by_one_that_reads_share_a_submit() {
         coordinator.join().unwrap();
         assert_eq!(engine.stats().submits - before, 2 * ROUNDS);
     });
+}
+
+type Effect = Box<dyn Fn() + Send>;
+
+/// Lets a coroutine make requests that complete within submit; after `first` of them it calls `cause`,
+/// whose result lives until the last. Returns how many requests followed before the effect, which calls
+/// the argument of `cause`.
+fn requests_before<T: 'static>(cause: fn(&AioContext, Effect) -> T, first: usize) -> u64 {
+    const LATER: usize = 300;
+    with_engine(8, |context, backend, engine| {
+        (0..first + LATER).for_each(|number| backend.script.complete_on_submit(number, number));
+        let (context, engine) = (context.clone(), engine.clone());
+        let reader = spawn(move || {
+            let read = || assert_eq!(touch(&engine, 1), Ok(0));
+            (0..first).for_each(|_| read());
+            let made = Arc::new(AtomicU64::new(0));
+            let at_effect = Arc::new(AtomicU64::new(u64::MAX));
+            let (seen, at) = (Arc::clone(&made), Arc::clone(&at_effect));
+            let effect = move || _ = at.fetch_min(seen.load(Ordering::Relaxed), Ordering::Relaxed);
+            let _cause = cause(&context, Box::new(effect));
+            (0..LATER).for_each(|_| {
+                read();
+                made.fetch_add(1, Ordering::Relaxed);
+            });
+            at_effect.load(Ordering::Relaxed)
+        });
+        // With sleeps, unlike `poll(false)`: a busy loop polls descriptors every eighth time.
+        reader.join().unwrap()
+    })
+}
+
+/// Returns the largest result of `requests_before`, whatever the loop was at when the cause came.
+fn most_requests_before<T: 'static>(cause: fn(&AioContext, Effect) -> T) -> u64 {
+    (100..400).step_by(7).map(|first| requests_before(cause, first)).max().unwrap()
+}
+
+#[test]
+fn lone_requests_do_not_delay_events() {
+    // E8, X5, X7: a coroutine whose requests complete within submit delays a bottom half by two
+    // requests, and a timer or a descriptor by about eight, as the loop does
+    let bottom_half = most_requests_before(|context, effect| context.schedule_oneshot(effect).unwrap());
+    assert!(bottom_half <= 2, "{bottom_half} requests before a bottom half");
+
+    let timer = most_requests_before(|context, effect| {
+        let timer = context.new_timer(effect).unwrap();
+        timer.arm_at(context.now());
+        timer
+    });
+    assert!(timer <= 10, "{timer} requests before a timer");
+
+    let descriptor = most_requests_before(|_, effect| {
+        let (socket, mut peer) = UnixStream::pair().unwrap();
+        let waiter = spawn_now(move || {
+            CoFd::new(socket).unwrap().read_exact(&mut [0]).unwrap();
+            effect();
+        });
+        peer.write_all(b"!").unwrap();
+        waiter
+    });
+    assert!(descriptor <= 10, "{descriptor} requests before a descriptor");
 }

@@ -32,7 +32,7 @@ use crate::backend::{Backend, Opcode, Operation};
 /// The work after which the coroutine lets the loop look at timers and sockets, in the units of
 /// [`Operation::work`]: 20 to 40 microseconds.
 const MAX_WORK: u64 = 32;
-/// The same while other coroutines are ready.
+/// The same if then something else is due, or the loop waits for timers or descriptors.
 const MAX_WORK_BEFORE_OTHERS: u64 = 16;
 /// The most bytes of one request: to copy them takes 0.2 to 0.5 milliseconds. A longer read is split, so
 /// that other coroutines run in between. The caller does not make other requests that long in place.
@@ -91,11 +91,15 @@ impl<B: Backend, G: Guards> Engine<B, G> {
             return result;
         }
         add(&self.in_place.requests, 1);
-        add(&self.in_place.work, operation.work());
+        let before = self.in_place.work.load(Ordering::Relaxed);
+        let work = before + operation.work();
+        self.in_place.work.store(work, Ordering::Relaxed);
+        // Checked once, at the first limit: what becomes due later is no further from the second.
+        let others_wait = || before < MAX_WORK_BEFORE_OTHERS && (here.has_due() || here.awaits_events());
         // Afterwards: a drain, or a detach, that begins in between finds the request performed.
-        let most = if here.has_ready() { MAX_WORK_BEFORE_OTHERS } else { MAX_WORK };
-        if self.in_place.work.load(Ordering::Relaxed) >= most && can_suspend() {
+        if work >= MAX_WORK_BEFORE_OTHERS && (work >= MAX_WORK || others_wait()) && can_suspend() {
             self.in_place.work.store(0, Ordering::Relaxed);
+            here.poll_descriptors_next();
             yield_now();
         }
         result

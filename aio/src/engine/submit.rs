@@ -29,6 +29,9 @@ use crate::backend::{Backend, Operation};
 const MAX_IMMEDIATE_WORK: u64 = 512;
 /// The same for a coroutine that makes one request at a time, and may use the CPU in between.
 const MAX_LONE_WORK: u64 = 32;
+/// The same while the loop waits for timers or descriptors: as many requests as a coroutine would make
+/// between two polls of the descriptors if each waited for the end of an iteration.
+const MAX_LONE_WORK_BEFORE_EVENTS: u64 = 8;
 
 /// Requests not yet accepted by the kernel, in order. Protected by the context's lock: every method
 /// takes its guard.
@@ -186,13 +189,13 @@ impl<B: Backend, G: Guards> Engine<B, G> {
         if may_gather && pending > 1 && !full {
             return Next::Batched;
         }
-        let lone = !plugged && pending == 1 && (full || self.batching.expects_lone(here) && !here.has_ready());
+        let lone = !plugged && pending == 1 && (full || self.batching.expects_lone(here) && !here.has_due());
         let may_defer = may_gather && B::DEFERS && !plugged && (lone || self.depth == 1);
         if may_defer && self.deferral.is_expected() {
             // The loop's sleep submits the only request, or the only one that there is room for.
             return Next::Batched;
         }
-        if may_gather && !((full || lone) && self.allow_immediate_submit(&attempt.operation, full)) {
+        if may_gather && !((full || lone) && self.allow_immediate_submit(here, &attempt.operation, full)) {
             return Next::Batched;
         }
         let is_alone = lone && self.in_flight.load(Ordering::Relaxed) == 0;
@@ -232,11 +235,19 @@ impl<B: Backend, G: Guards> Engine<B, G> {
     /// Limits the work of consecutive submits outside the loop's flush, `last` being the last request
     /// of this one. Where requests complete within submit, the coroutines that make them would
     /// otherwise never return to the loop.
-    fn allow_immediate_submit(&self, last: &Operation, full: bool) -> bool {
+    fn allow_immediate_submit(&self, here: HomeRef<'_>, last: &Operation, full: bool) -> bool {
         let work = self.immediate_work.load(Ordering::Relaxed);
         let added = self.pending.len() as u64 * last.work();
         self.immediate_work.store(work.saturating_add(added), Ordering::Relaxed);
-        work < if full { MAX_IMMEDIATE_WORK } else { MAX_LONE_WORK }
+        let allows = if full {
+            work < MAX_IMMEDIATE_WORK
+        } else {
+            work < MAX_LONE_WORK_BEFORE_EVENTS || work < MAX_LONE_WORK && !here.awaits_events()
+        };
+        if !allows {
+            here.poll_descriptors_next();
+        }
+        allows
     }
 
     /// Returns whether a submit would offer the backend a request: exact under the context's lock.
