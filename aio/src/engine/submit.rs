@@ -199,11 +199,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
             return Next::Batched;
         }
         let is_alone = lone && self.in_flight.load(Ordering::Relaxed) == 0;
-        if const { is_usual::<G>() } && is_alone && !self.traced && !self.submit_timer.is_on() && !HomeRef::in_child() {
-            Next::Alone
-        } else {
-            Next::Submit
-        }
+        if const { is_usual::<G>() } && is_alone && !self.traced { Next::Alone } else { Next::Submit }
     }
 
     /// Submits a request that is alone in the engine, and takes its completion if it has completed by
@@ -228,7 +224,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
             self.requests.complete(completion.key, completion.result, true);
         }
         if B::DEFERS {
-            self.deferral.submitted(completion.is_some());
+            self.deferral.submitted(completion.is_some() || self.submit_timer.is_on());
         }
     }
 
