@@ -54,3 +54,11 @@ fn random_tapes_pass() {
         from = until;
     }
 }
+
+#[test]
+fn random_tapes_of_lone_requests_pass() {
+    // E2-E11, E13, E17: the same for few coroutines and many requests, most of which complete within
+    // their submit: a coroutine that makes one at a time does not wait for the loop
+    let kind = small().faults(harsh().at_once(0.8));
+    kind.run(0..runs() / 10, |sim| program::run(sim, Size { workers: 2, steps: 60 }));
+}
