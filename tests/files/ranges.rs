@@ -10,9 +10,9 @@ use std::rc::Rc;
 use coralio::coroutine::Coroutine;
 use coralio::fs::{Advice, Direct, TryLockError, WriteFlags, copy_file_range};
 use coralio::task::{Cancelled, OsCode};
-use coralio::{File, spawn, yield_now};
+use coralio::{File, run, spawn, yield_now};
 
-use crate::{Temp, everywhere, memory, on_real_files, pattern, sim_of};
+use crate::{Temp, disk, everywhere, memory, on_real_files, pattern, sim_of};
 
 #[test]
 fn lock_excludes_other_handles_without_blocking_the_loop() {
@@ -150,6 +150,22 @@ fn ranges_are_copied_within_the_kernel() {
         assert!(
             error.to_string().contains("copying 10 bytes from 0 to 0") && error.to_string().contains("not open for")
         );
+    });
+}
+
+#[test]
+fn long_copy_continues_after_each_piece() {
+    // E21: a copy that takes more than one call puts every byte in its place
+    const LONG: u64 = 64 << 20;
+    run(|| {
+        let (from, to) = (Temp::with(&disk(), &[]), Temp::with(&disk(), &[]));
+        let (source, target) = (from.open(Direct::Never), to.open(Direct::Never));
+        source.write_at(&pattern(4, 20_000), LONG - 10_000).unwrap();
+        assert_eq!(copy_file_range(&source, 5, &target, 10, LONG + 9000).unwrap(), LONG + 9000);
+        assert_eq!(target.len().unwrap(), LONG + 9010);
+        let mut copied = vec![0; 19_005];
+        target.read_exact_at(&mut copied, LONG - 9995).unwrap();
+        assert!(copied == pattern(4, 20_000)[..19_005]);
     });
 }
 

@@ -131,8 +131,8 @@ fn direct_requests_require_sector_alignment() {
         assert_eq!((never.is_direct(), never.alignment()), (false, Alignment { memory: 1, block: 1 }));
         let mut buf = AlignedBuf::new(128, 64);
         assert_eq!(always.read_at(&mut buf, 64)?, 128);
-        for (from, offset) in [(0, 1), (1, 64)] {
-            let error = always.read_at(&mut buf[from..from + 64], offset).unwrap_err();
+        for (from, len, offset) in [(0, 64, 1), (1, 64, 64), (0, 63, 64), (1, 1, 64)] {
+            let error = always.read_at(&mut buf[from..from + len], offset).unwrap_err();
             assert!(error.to_string().contains("multiples of 64 bytes"), "{error}");
         }
         never.write_at(b"any", 1)?;
