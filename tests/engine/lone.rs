@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
 use coralio::context::AioContext;
 use coralio::coroutine::{Coroutine, suspend};
@@ -157,10 +158,24 @@ fn most_requests_before<T: 'static>(cause: fn(&AioContext, Effect) -> T) -> u64 
 
 #[test]
 fn lone_requests_do_not_delay_events() {
-    // E8, X5, X7: a coroutine whose requests complete within submit delays a bottom half by two
-    // requests, and a timer or a descriptor by about eight, as the loop does
+    // E8, W2, X5, X7: a coroutine whose requests complete within submit delays a bottom half, or the wake
+    // of another thread, by two requests, and a poll handler, a timer or a descriptor by about eight
     let bottom_half = most_requests_before(|context, effect| context.schedule_oneshot(effect).unwrap());
     assert!(bottom_half <= 2, "{bottom_half} requests before a bottom half");
+
+    let wake = most_requests_before(|_, effect| {
+        let sleeper = spawn_now(move || {
+            suspend();
+            effect();
+        });
+        let waker = sleeper.coroutine().waker();
+        thread::spawn(move || waker.wake()).join().unwrap();
+        sleeper
+    });
+    assert!(wake <= 2, "{wake} requests before a coroutine that another thread woke");
+
+    let poll_handler = most_requests_before(|context, effect| context.add_poll_handler(|| true, effect).unwrap());
+    assert!(poll_handler <= 10, "{poll_handler} requests before a poll handler");
 
     let timer = most_requests_before(|context, effect| {
         let timer = context.new_timer(effect).unwrap();
