@@ -75,7 +75,7 @@ fn submits_of_bursts(context: &AioContext, engine: &Watch) -> u64 {
     });
     let before = engine.stats().submits;
     for burst in 1..=BURSTS {
-        let wakers: Vec<_> = readers.each_ref().map(|reader| reader.clone().waker()).into();
+        let wakers: Vec<_> = readers.each_ref().map(|reader| reader.waker()).into();
         context.schedule_oneshot(move || wakers.iter().for_each(|reader| reader.wake())).unwrap();
         context.poll_while(|| served.get() < burst * 8);
     }
