@@ -38,7 +38,7 @@ use in_place::InPlace;
 use owner::Owner;
 use request::{Requests, Slot};
 use stats::{Counters, Detour, Stats, SubmitTimer, add};
-use submit::SubmissionQueue;
+use submission_queue::SubmissionQueue;
 use transfer::{Request, submit_and_wait};
 
 mod batching;
@@ -51,6 +51,7 @@ pub(crate) mod plug;
 mod reap;
 mod request;
 pub(crate) mod stats;
+mod submission_queue;
 mod submit;
 mod trace;
 pub(crate) mod transfer;
