@@ -7,6 +7,7 @@ mod common;
 mod context_threads;
 mod held;
 mod in_place;
+mod in_place_turns;
 mod refused;
 mod remote;
 mod route;
