@@ -1,5 +1,5 @@
-//! Requests that the calling thread performs itself, since they do not wait for a device: on tmpfs, and
-//! reads whose data is in the page cache.
+//! Requests that the calling thread performs itself, since they do not wait for a device: all but long
+//! writes on tmpfs, and reads whose data is in the page cache.
 //!
 //! Native AIO and io_uring perform these within submit too (io_uring on tmpfs: on a worker thread),
 //! so the queue, the ring and the switch to the loop would only be added to the same work. The kernel
